@@ -1,0 +1,431 @@
+"""The two regressions of Algorithm 2, in chunks between target syncs. Knows torch only.
+
+Between two syncs the target network, the stored ``mu`` and the replay are constant, and during
+the whole actor phase the critic is too. So everything that a chunk's minibatches regress *onto*
+is computed at its start in one pass without gradients: the values of the distinct next states
+and the multi-step targets, or the sampled actions and their weights. What is left are plain
+regression steps. Statistics of a minibatch (spread of Q, moments of the advantages) stay those of
+that minibatch. The one difference from a step-by-step loop: a state that is drawn more than once
+within a chunk has its actions sampled once in that chunk.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from qwr_rllib import losses
+from qwr_rllib.networks import GatedCritic, QWRNetworks
+from qwr_rllib.replay.view import ReplayView
+
+# The critic's features of every row of the view are kept over an actor phase up to this size.
+MAX_CACHED_FEATURES_BYTES = 2**28
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; the weights are not to be trusted any more."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Hyper-parameters of the two regressions (SPEC: the paper's Table and the authors' run).
+
+    Raises:
+        ValueError: for an impossible value, naming the key, the value and what is allowed.
+    """
+
+    train_batch_size: int = 256
+    """Slices of a critic minibatch, states of an actor minibatch."""
+    n_critic_steps: int = 3000
+    """Critic minibatches per iteration."""
+    n_actor_steps: int = 3000
+    """Actor minibatches per iteration."""
+    target_update_freq: int = 100
+    """Critic steps between syncs of the target network; also the length of a chunk."""
+    n_action_samples: int | Literal["all"] = 8
+    """Actions of ``mu`` considered at a state; discrete actions are all enumerated where this
+    covers them, or with ``"all"``."""
+    margin: int = 3
+    """T, the longest return in a target."""
+    lambda_: float = 0.95
+    """Mixes the 1..T-step returns."""
+    gamma: float = 0.99
+    """Discount."""
+    backup: losses.Backup = "logsumexp"
+    """How the values of sampled actions become the value of a state."""
+    backup_temperature: float = 1.0
+    """tau of the log-sum-exp; in units of Q, or of its spread, see ``q_spread``."""
+    q_spread: losses.Spread = "none"
+    """Divides Q by its spread over the minibatch before the backup, and multiplies after."""
+    beta: float = 1.0
+    """Temperature of the actor's weights."""
+    max_weight: float = 20.0
+    """Clip of the actor's weights."""
+    normalize_advantages: bool = True
+    """Scale the advantages of a minibatch to mean 0 and standard deviation 1."""
+    critic_lr: float = 5e-4
+    """Adam's learning rate of the critic."""
+    actor_lr: float = 1e-4
+    """Adam's learning rate of the actor."""
+    grad_clip: float | None = 50.0
+    """Global norm to which gradients are clipped; ``None`` does not clip."""
+    compile: bool | Literal["auto"] = "auto"
+    """``torch.compile`` the regression steps; ``"auto"`` does on a GPU (on CPUs it was measured
+    to gain nothing)."""
+
+    def __post_init__(self) -> None:
+        def require(name: str, allowed: str, ok: Callable[[Any], bool]) -> None:
+            value = getattr(self, name)
+            try:
+                good = ok(value)
+            except TypeError:
+                good = False
+            if not good:
+                raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+        def whole(value: Any) -> bool:
+            return isinstance(value, int) and not isinstance(value, bool)
+
+        def one_of(kind: Any) -> tuple[str, Callable[[Any], bool]]:
+            return f"one of {', '.join(map(repr, get_args(kind)))}", get_args(kind).__contains__
+
+        for name in ("train_batch_size", "target_update_freq", "margin"):
+            require(name, "an integer >= 1", lambda v: whole(v) and v >= 1)
+        for name in ("n_critic_steps", "n_actor_steps"):
+            require(name, "an integer >= 0", lambda v: whole(v) and v >= 0)
+        require(
+            "n_action_samples",
+            "an integer >= 1 or 'all'",
+            lambda v: v == "all" or (whole(v) and v >= 1),
+        )
+        require("lambda_", "a number in [0, 1]", lambda v: 0 <= v <= 1)
+        require("gamma", "a number in [0, 1)", lambda v: 0 <= v < 1)
+        for name in ("backup_temperature", "beta", "critic_lr", "actor_lr", "max_weight"):
+            require(name, "a number > 0", lambda v: 0 < v < float("inf"))
+        require("grad_clip", "a number > 0 or None", lambda v: v is None or v > 0)
+        require("backup", *one_of(losses.Backup))
+        require("q_spread", *one_of(losses.Spread))
+        for name in ("normalize_advantages",):
+            require(name, "true or false", lambda v: isinstance(v, bool))
+        require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
+
+
+class _FlatAdam:
+    """Adam with global-norm clipping on one vector that all of a module's parameters are views of.
+
+    A dozen small tensors cost more to visit than to update; one vector is one kernel each for
+    the norm, the clip and Adam.
+    """
+
+    def __init__(self, module: nn.Module, lr: float, grad_clip: float | None) -> None:
+        self.parameters = list(module.parameters())
+        self.vector = parameters_to_vector(self.parameters).detach()
+        vector_to_parameters(self.vector, self.parameters)
+        self.vector.grad = torch.zeros_like(self.vector)
+        self._grad_clip = grad_clip
+        self.optimizer = torch.optim.Adam([self.vector], lr=lr, fused=True)
+
+    def step(self, loss: Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self.parameters)
+        vector = self.vector.grad
+        assert vector is not None
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=vector)
+        if self._grad_clip is not None:
+            # As torch.nn.utils.clip_grad_norm_ does it.
+            vector.mul_((self._grad_clip / (vector.norm() + 1e-6)).clamp_(max=1.0))
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the moments; the learning rate stays the configured one."""
+        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state)
+        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
+            group["lr"] = lr
+
+
+class Learner:
+    """Trains the networks from a view of the replay.
+
+    Args:
+        networks: with their critic, on ``view``'s device.
+        config: hyper-parameters.
+        seed: of everything random here; ``None`` draws one.
+    """
+
+    def __init__(
+        self, networks: QWRNetworks, config: LearnerConfig, seed: int | None = None
+    ) -> None:
+        if networks.critic is None:
+            raise ValueError("networks must have a critic to be trained")
+        self.networks = networks
+        self.config = config
+        self.actor = networks.actor
+        self.critic = networks.critic
+        self.target_critic: GatedCritic = copy.deepcopy(self.critic).requires_grad_(False)
+        self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config.grad_clip)
+        self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config.grad_clip)
+        self._device = self._critic_adam.vector.device
+        self._generator = torch.Generator(self._device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self.num_critic_updates = 0
+        self.num_actor_updates = 0
+        self.num_target_updates = 0
+        compiled = config.compile
+        if compiled == "auto":
+            compiled = self._device.type == "cuda"
+        self._critic_loss = _compiled(self._critic_loss_of) if compiled else self._critic_loss_of
+        self._actor_loss = _compiled(self._actor_loss_of) if compiled else self._actor_loss_of
+
+    def observe(self, obs: Tensor) -> None:
+        """Takes newly collected raw observations ``(k, ...)`` into the normaliser."""
+        update = getattr(self.networks.normalizer, "update", None)
+        if update is not None:
+            update(obs)
+
+    def train(self, view: ReplayView) -> dict[str, float]:
+        """One iteration: the critic phase, then the actor phase.
+
+        Returns:
+            The metrics of both; see ``docs/metrics.md``.
+
+        Raises:
+            NonFiniteLossError: if a loss is NaN or infinite.
+        """
+        return self.train_critic(view) | self.train_actor(view)
+
+    def train_critic(self, view: ReplayView) -> dict[str, float]:
+        """``n_critic_steps`` steps; the target is synced before each ``target_update_freq``."""
+        started = time.perf_counter()
+        totals = torch.zeros(3, device=self._device)
+        for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
+            if self.num_critic_updates % self.config.target_update_freq == 0:
+                self.target_critic.load_state_dict(self.critic.state_dict())
+                self.num_target_updates += 1
+            totals += self._critic_chunk(view, steps)
+            self.num_critic_updates += steps
+        means = (totals / max(1, self.config.n_critic_steps)).tolist()
+        return self._metrics(
+            "critic",
+            started,
+            self.config.n_critic_steps,
+            {"critic_loss": means[0], "q_mean": means[1], "target_mean": means[2]},
+        )
+
+    def train_actor(self, view: ReplayView) -> dict[str, float]:
+        """``n_actor_steps`` steps with weights from the critic as it is now."""
+        started = time.perf_counter()
+        width = self.critic.norm.normalized_shape[0]
+        features = None
+        if len(view.kind) * width * 4 <= MAX_CACHED_FEATURES_BYTES:
+            features = torch.empty(len(view.kind), width, device=self._device)
+            features[view.rows] = self._features(self.critic, view, view.rows)
+        totals = torch.zeros(4, device=self._device)
+        for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
+            chunk = self._actor_chunk(view, steps, features)
+            largest = torch.maximum(totals[3], chunk[3])
+            totals += chunk
+            totals[3] = largest
+            self.num_actor_updates += steps
+        means = (totals / max(1, self.config.n_actor_steps)).tolist()
+        return self._metrics(
+            "actor",
+            started,
+            self.config.n_actor_steps,
+            {
+                "actor_loss": means[0],
+                "weight_ess": means[1],
+                "weight_clip_fraction": means[2],
+                "weight_max": totals[3].item(),
+            },
+        )
+
+    def _metrics(
+        self, phase: str, started: float, steps: int, metrics: dict[str, float]
+    ) -> dict[str, float]:
+        loss = metrics[f"{phase}_loss"]
+        if loss != loss or abs(loss) == float("inf"):
+            raise NonFiniteLossError(
+                f"{phase}_loss is {loss} after {getattr(self, f'num_{phase}_updates')} updates"
+            )
+        elapsed = time.perf_counter() - started
+        return metrics | {f"{phase}_updates_per_s": steps / elapsed}
+
+    def _chunks(self, steps: int, done: int) -> list[int]:
+        """Lengths of the chunks of ``steps``, where ``done`` steps were made before."""
+        freq = self.config.target_update_freq
+        lengths = []
+        while steps:
+            lengths.append(min(steps, freq - done % freq))
+            done += lengths[-1]
+            steps -= lengths[-1]
+        return lengths
+
+    def _critic_chunk(self, view: ReplayView, steps: int) -> Tensor:
+        """Returns the sums over steps of loss, mean Q and mean target."""
+        rows = view.sample(steps * self.config.train_batch_size, self._generator)
+        targets = self._targets(view, rows, steps)
+        # The head predicts (1 - gamma) Q, and so the loss is in these units too.
+        scaled_targets = targets / self.critic.q_scale
+        minibatches = (steps, self.config.train_batch_size)
+        obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
+        actions = view.columns["actions"][rows].unflatten(0, minibatches)
+        predictions = torch.empty(minibatches, device=self._device)
+        for step in range(steps):
+            loss, predicted = self._critic_loss(obs[step], actions[step], scaled_targets[step])
+            self._critic_adam.step(loss)
+            predictions[step] = predicted.detach()
+        errors = (predictions - scaled_targets).square().mean()
+        q_mean = predictions.mean() * self.critic.q_scale
+        return torch.stack([errors, q_mean, targets.mean()]) * steps
+
+    def _critic_loss_of(self, obs: Tensor, actions: Tensor, targets: Tensor):
+        predicted = self.critic(obs, actions)
+        return losses.critic_loss(predicted, targets), predicted
+
+    @torch.no_grad()
+    def _targets(self, view: ReplayView, rows: Tensor, steps: int) -> Tensor:
+        """Multi-step targets of ``Q`` for ``rows`` of ``steps`` minibatches, ``(steps, batch)``."""
+        config = self.config
+        slices = view.slices(rows, config.margin)
+        states, inverse = _distinct(slices.next_slots, view.num_slots)
+        q_values, _, probs = self._propose(self.target_critic, view, states)
+        if config.q_spread == "none":
+            values = losses.backup(q_values, config.backup, config.backup_temperature, probs)
+            next_values = values[inverse]
+        else:
+            # (steps, batch * T, n): the spread is over all values of a minibatch.
+            by_minibatch = inverse.view(steps, -1)
+            q_values = q_values[by_minibatch]
+            probs = None if probs is None else probs[by_minibatch]
+            scale = losses.spread(q_values, config.q_spread, (1, 2))
+            values = losses.backup(
+                q_values / scale, config.backup, config.backup_temperature, probs
+            )
+            next_values = (values * scale.squeeze(-1)).view_as(slices.rewards)
+        returns = losses.lambda_returns(
+            slices.rewards,
+            config.gamma * slices.nonterminals,
+            next_values,
+            config.lambda_ * slices.continues,
+        )
+        return returns.view(steps, -1)
+
+    def _actor_chunk(self, view: ReplayView, steps: int, features: Tensor | None) -> Tensor:
+        """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
+        minibatches = (steps, self.config.train_batch_size)
+        rows = view.sample(steps * self.config.train_batch_size, self._generator)
+        regression, diagnostics = self._actor_regression(view, rows, minibatches, features)
+        obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
+        losses_ = torch.empty(steps, device=self._device)
+        for step in range(steps):
+            loss = self._actor_loss(obs[step], *(part[step] for part in regression))
+            self._actor_adam.step(loss)
+            losses_[step] = loss.detach()
+        return torch.stack(
+            [losses_.sum(), diagnostics[0] * steps, diagnostics[1] * steps, diagnostics[2]]
+        )
+
+    def _actor_loss_of(self, obs: Tensor, *regression: Tensor) -> Tensor:
+        return self.actor.regression_loss(self.actor(obs), *regression)
+
+    @torch.no_grad()
+    def _actor_regression(
+        self,
+        view: ReplayView,
+        rows: Tensor,
+        minibatches: tuple[int, int],
+        features: Tensor | None,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+        """What the actor regresses onto in each minibatch; mean ESS, clip fraction, largest."""
+        states, inverse = _distinct(rows, view.num_slots)
+        inverse = inverse.view(minibatches)
+        q_values, actions, probs = self._propose(self.critic, view, states, features)
+        probs = None if probs is None else probs[inverse]
+
+        def weigh(q_values: Tensor, probs: Tensor | None) -> Tensor:
+            config = self.config
+            return losses.advantage_weights(
+                q_values, config.beta, config.max_weight, config.normalize_advantages, probs
+            )
+
+        weights = torch.vmap(weigh, in_dims=(0, None if probs is None else 0))(
+            q_values[inverse], probs
+        )
+        clipped = weights >= self.config.max_weight * (1 - 1e-6)
+        diagnostics = (
+            losses.effective_sample_size(weights, probs).mean(),
+            clipped.float().mean(),
+            weights.max(),
+        )
+        return self.actor.regression(actions[inverse], weights, probs), diagnostics
+
+    def _propose(
+        self,
+        critic: GatedCritic,
+        view: ReplayView,
+        states: Tensor,
+        features: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Actions of the stored ``mu`` at the states: their Q-values, themselves, their probs."""
+        n = self.config.n_action_samples
+        mu = view.columns["action_dist_inputs"][states]
+        actions, probs = self.actor.proposals(
+            mu, mu.shape[-1] if n == "all" else n, self._generator
+        )
+        if features is None:
+            of_states = self._features(critic, view, states)
+        else:
+            of_states = features[states]
+        return critic.q_values(of_states, actions), actions, probs
+
+    @torch.no_grad()
+    def _features(self, critic: GatedCritic, view: ReplayView, slots: Tensor) -> Tensor:
+        obs = self.networks.normalize(view.columns["obs"][slots])
+        return torch.cat([critic.features(tile) for tile in obs.split(1024)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on exactly: plain tensors and numbers."""
+        return {
+            "networks": self.networks.state_dict(),
+            "target_critic": self.target_critic.state_dict(),
+            "critic_optimizer": self._critic_adam.state_dict(),
+            "actor_optimizer": self._actor_adam.state_dict(),
+            "generator": self._generator.get_state(),
+            "num_critic_updates": self.num_critic_updates,
+            "num_actor_updates": self.num_actor_updates,
+            "num_target_updates": self.num_target_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what :meth:`state_dict` gave; learning rates stay the configured ones."""
+        self.networks.load_state_dict(state["networks"])
+        self.target_critic.load_state_dict(state["target_critic"])
+        self._critic_adam.load_state_dict(state["critic_optimizer"])
+        self._actor_adam.load_state_dict(state["actor_optimizer"])
+        self._generator.set_state(state["generator"].cpu())
+        for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
+            setattr(self, counter, state[counter])
+
+
+def _compiled(function: Callable) -> Callable:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def _distinct(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """The distinct slots, and where among them each of ``slots`` is."""
+    seen = torch.zeros(num_slots, dtype=torch.bool, device=slots.device)
+    seen[slots] = True
+    return seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[slots]

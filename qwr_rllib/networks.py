@@ -1,0 +1,325 @@
+"""Actor, critic and observation normaliser (paper, appendix 6.1). Knows torch only.
+
+Shapes: ``(...)`` leading batch dimensions, ``n`` actions of one state, ``d`` the action's
+dimensions or the number of discrete actions, ``h`` the width of the critic's features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qwr_rllib import losses
+from qwr_rllib.specs import Spec
+
+HEAD_INIT = 1e-2
+TILE = 128  # states; with 8 actions and 256 features each, 1 MiB
+OBSERVATION_CLIP = 10.0
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+}
+
+
+def mlp(in_features: int, hiddens: Sequence[int], activation: str = "relu") -> nn.Sequential:
+    """Linear layers of the given widths, each followed by the activation."""
+    layers: list[nn.Module] = []
+    for width in hiddens:
+        layers += [nn.Linear(in_features, width), ACTIVATIONS[activation]()]
+        in_features = width
+    return nn.Sequential(*layers)
+
+
+def _glorot(module: nn.Module) -> None:
+    """Glorot-uniform weights and zero biases, as in the authors' framework."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _small_head(in_features: int, out_features: int) -> nn.Linear:
+    head = nn.Linear(in_features, out_features)
+    nn.init.uniform_(head.weight, -HEAD_INIT, HEAD_INIT)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class ObservationNormalizer(nn.Module):
+    """Scales observations by their running mean and variance, clipped to +-10.
+
+    It is the identity until the first :meth:`update`.
+
+    Args:
+        shape: that of one observation.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        scaled = (obs - self.mean) * torch.rsqrt(self.var + 1e-8)
+        return scaled.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+
+    @torch.no_grad()
+    def update(self, obs: Tensor) -> None:
+        """Merges a batch ``(k, *shape)`` into the statistics (Chan et al., 1979)."""
+        if not len(obs):
+            return
+        obs = obs.double()
+        count = self.count + len(obs)
+        share = len(obs) / count
+        delta = obs.mean(0) - self.mean
+        var = (1 - share) * self.var + share * obs.var(0, correction=0)
+        self.var.copy_(var + delta.square() * share * (1 - share))
+        self.mean.copy_(self.mean + delta * share)
+        self.count.copy_(count)
+
+
+class GaussianActor(nn.Module):
+    """``N(m(s), action_std^2 I)`` in the policy's action space; its parameters are the mean.
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        action_dim: d.
+        action_std: the constant standard deviation.
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, action_dim: int, action_std: float):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.head = _small_head(in_features, action_dim)
+        self.action_std = action_std
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.head(self.body(obs))
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One action for each state, ``(..., d)`` to ``(..., d)``."""
+        return self.proposals(params, 1, generator)[0].squeeze(-2)
+
+    def proposals(
+        self, params: Tensor, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``n`` samples of ``mu``, ``(..., n, d)``, and ``None`` for their probabilities."""
+        shape = (*params.shape[:-1], n, params.shape[-1])
+        noise = torch.randn(shape, generator=generator, device=params.device)
+        return torch.add(params.unsqueeze(-2), noise, alpha=self.action_std), None
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """``log pi(a|s)``, both ``(..., d)`` to ``(...)``."""
+        scaled = (actions - params) / self.action_std
+        log_normalizer = math.log(self.action_std * math.sqrt(2 * math.pi))
+        return (-0.5 * scaled.square() - log_normalizer).sum(-1)
+
+    def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
+        """What the loss keeps of the weighted actions: see :mod:`qwr_rllib.losses`."""
+        return losses.gaussian_regression(actions, weights, self.action_std)
+
+    def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
+        return losses.gaussian_regression_loss(
+            params, losses.GaussianRegression(*regression), self.action_std
+        )
+
+
+class CategoricalActor(nn.Module):
+    """A categorical policy; its parameters are the logits.
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        num_actions: d.
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, num_actions: int):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.head = _small_head(in_features, num_actions)
+        self.num_actions = num_actions
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.head(self.body(obs))
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params.argmax(-1)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One action for each state, ``(..., d)`` to ``(...)``."""
+        return self._sample(params, 1, generator).squeeze(-1)
+
+    def _sample(self, params: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        probs = params.softmax(-1).reshape(-1, self.num_actions)
+        actions = torch.multinomial(probs, n, replacement=True, generator=generator)
+        return actions.reshape(*params.shape[:-1], n)
+
+    def proposals(
+        self, params: Tensor, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``n`` samples of ``mu`` ``(..., n)``, or all actions with ``mu(a|s)`` where n covers them."""
+        if n < self.num_actions:
+            return self._sample(params, n, generator), None
+        actions = torch.arange(self.num_actions, device=params.device)
+        return actions.expand(params.shape), params.softmax(-1)
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """``log pi(a|s)``, ``(..., d)`` and ``(...)`` to ``(...)``."""
+        return params.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
+        """What the loss keeps of the weighted actions: see :mod:`qwr_rllib.losses`."""
+        return (losses.categorical_regression(actions, weights, self.num_actions, probs),)
+
+    def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
+        return losses.categorical_regression_loss(params, *regression)
+
+
+class GatedCritic(nn.Module):
+    """``Q(s, a)``: features of the state gated by the action (paper, appendix 6.1).
+
+    ``o * tanh(embed(a))``, LayerNorm, ReLU, an optional further layer, then the head. Without the
+    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``, which stays in the
+    order of one reward.
+
+    :meth:`features` is what depends on the state alone, so that n actions cost one pass of it.
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        spec: tells the actions.
+        gamma: discount, in [0, 1).
+        post_gate_layer: adds one more ReLU layer behind the gate.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        in_features: int,
+        spec: Spec,
+        gamma: float,
+        post_gate_layer: bool = False,
+    ):
+        super().__init__()
+        self.body = nn.Sequential(body, nn.Linear(in_features, in_features))
+        self.embed: nn.Module
+        if spec.discrete:
+            self.embed = nn.Embedding(spec.action_dim, in_features)
+        else:
+            self.embed = nn.Linear(spec.action_dim, in_features)
+        self.norm = nn.LayerNorm(in_features)
+        self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
+        self.apply(_glorot)
+        self.head = _small_head(in_features, 1)
+        self.q_scale = 1 / (1 - gamma)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """The normalised observation's features ``(..., h)``."""
+        return self.body(obs)
+
+    def gate(self, features: Tensor, actions: Tensor) -> Tensor:
+        """``(1 - gamma) Q(s, a)`` ``(...)`` from features ``(..., h)`` and actions ``(..., [d])``."""
+        gated = features * torch.tanh(self.embed(actions))
+        hidden = self.post(F.relu(self.norm(gated)))
+        return self.head(hidden).squeeze(-1)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """``(1 - gamma) Q(s, a)``, ``(...)``, of one action for each state."""
+        return self.gate(self.features(obs), actions)
+
+    @torch.no_grad()
+    def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
+        """``Q(s, a)`` of n actions for each state, ``(k, h)`` and ``(k, n, [d])`` to ``(k, n)``.
+
+        Goes through the states in tiles that stay in a core's cache.
+        """
+        values = [
+            # In place: a third of the time of this is memory traffic.
+            self.head(
+                self.post(self.norm(self.embed(some).tanh_().mul_(o.unsqueeze(-2))).relu_())
+            ).squeeze(-1)
+            for o, some in zip(features.split(TILE), actions.split(TILE), strict=True)
+        ]
+        return torch.cat(values) * self.q_scale
+
+
+class QWRNetworks(nn.Module):
+    """What one agent consists of; the parts that only the learner needs can be left out.
+
+    Args:
+        spec: shapes of observation and action.
+        hiddens: widths of the bodies' layers.
+        activation: one of :data:`ACTIVATIONS`.
+        gamma: discount.
+        action_std: of the Gaussian actor.
+        normalize_observations: with a running mean and variance.
+        critic_post_gate_layer: see :class:`GatedCritic`.
+        with_critic: ``False`` for an agent that only acts.
+
+    Raises:
+        ValueError: if observations are not vectors.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        hiddens: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        gamma: float = 0.99,
+        action_std: float = 0.4,
+        normalize_observations: bool = True,
+        critic_post_gate_layer: bool = False,
+        with_critic: bool = True,
+    ) -> None:
+        super().__init__()
+        if len(spec.obs_shape) != 1:
+            raise ValueError(f"observations must be vectors, got shape {spec.obs_shape}")
+
+        def body() -> nn.Module:
+            return mlp(spec.obs_shape[0], hiddens, activation)
+
+        width = hiddens[-1]
+        self.normalizer: nn.Module = nn.Identity()
+        if normalize_observations:
+            self.normalizer = ObservationNormalizer(spec.obs_shape)
+        self.actor: GaussianActor | CategoricalActor
+        if spec.discrete:
+            self.actor = CategoricalActor(body(), width, spec.action_dim)
+        else:
+            self.actor = GaussianActor(body(), width, spec.action_dim, action_std)
+        self.critic: GatedCritic | None = None
+        if with_critic:
+            self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        """Raw observations of any dtype to what actor and critic take."""
+        return self.normalizer(obs.float())
+
+    def behaviour(self, obs: Tensor) -> Tensor:
+        """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""
+        return self.actor(self.normalize(obs))
+
+    def acting_state(self) -> dict[str, Any]:
+        """The tensors that acting needs: of the actor and the normaliser, on the CPU."""
+        return {
+            name: value.detach().cpu()
+            for name, value in self.state_dict().items()
+            if not name.startswith("critic.")
+        }

@@ -1,0 +1,539 @@
+"""QWR as an RLlib Algorithm: one iteration of the paper's Algorithm 2, in its order.
+
+rollout workers --rows--> replay actor --new rows--> learner's view --weights--> rollout workers
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import os
+import pickle
+import random
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.evaluation.rollout_worker import RolloutWorker
+from ray.rllib.policy.policy import Policy
+from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    NUM_AGENT_STEPS_SAMPLED,
+    NUM_ENV_STEPS_SAMPLED,
+    NUM_ENV_STEPS_TRAINED,
+    SAMPLE_TIMER,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+)
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
+
+from qwr_rllib import losses
+from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.networks import ACTIVATIONS
+from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config
+from qwr_rllib.replay.actor import Receipt, ReplayActor
+from qwr_rllib.replay.storage import memory_bytes
+from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.rollouts import Failure, collect
+
+logger = logging.getLogger(__name__)
+
+REPLAY_FILE = "replay.npz"
+UPDATE_VIEW_TIMER = "update_view"
+CRITIC_TIMER = "critic_phase"
+ACTOR_TIMER = "actor_phase"
+
+
+class RefusedRowsError(RuntimeError):
+    """More of the collected rows were refused than the config tolerates."""
+
+
+class QWRConfig(AlgorithmConfig):
+    """Configures :class:`QWR`.
+
+    Minimises, alternating (Kozakowski et al., 2021, https://arxiv.org/abs/2102.06782),
+
+        critic:  E[(Q(s, a) - R)^2],  R a multi-step return that bootstraps from
+                 F({Q_target(s', a'_j)}),  a'_1..a'_n ~ mu(.|s')
+        actor:  -E[sum_j w_j log pi(a_j|s)],  w_j = exp((Q(s, a_j) - V(s)) / beta)
+
+    where mu is the policy that collected the state, whose parameters are in the replay.
+
+    .. code-block:: python
+
+        from qwr_rllib import QWRConfig
+
+        config = QWRConfig().environment("Walker2d-v5").training(backup="max", margin=1)
+        algo = config.build_algo()
+        print(algo.train()["learner"]["critic_loss"])
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        self.exploration_config = {"type": "StochasticSampling"}
+        super().__init__(algo_class=algo_class or QWR)
+        self.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
+        self.exploration_config = {"type": "StochasticSampling"}
+        for name, field in LearnerConfig.__dataclass_fields__.items():
+            setattr(self, name, field.default)
+        self.n_interactions = 1000
+        self.action_std = 0.4
+        self.replay_capacity = 50_000
+        self.normalize_observations = True
+        self.critic_post_gate_layer = False
+        self.max_refused_fraction = 0.1
+        self.learner_threads: int | Literal["auto"] = "auto"
+
+        self.num_env_runners = 1
+        self.framework_str = "torch"
+        # A row is acknowledged per iteration: fragments are as long as a worker's share of it.
+        self.rollout_fragment_length = "auto"
+        self.batch_mode = "truncate_episodes"
+        # The normaliser is in the network; a filter would put filtered rows into the replay.
+        self.observation_filter = "NoFilter"
+        self.model = self.model | {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        self.evaluation_config = {"explore": False}
+        self.restart_failed_env_runners = True
+        self.delay_between_env_runner_restarts_s = 1.0
+
+    @override(AlgorithmConfig)
+    def training(
+        self,
+        *,
+        n_interactions: int = NotProvided,
+        n_critic_steps: int = NotProvided,
+        n_actor_steps: int = NotProvided,
+        target_update_freq: int = NotProvided,
+        n_action_samples: int | Literal["all"] = NotProvided,
+        margin: int = NotProvided,
+        lambda_: float = NotProvided,
+        backup: losses.Backup = NotProvided,
+        backup_temperature: float = NotProvided,
+        q_spread: losses.Spread = NotProvided,
+        beta: float = NotProvided,
+        max_weight: float = NotProvided,
+        normalize_advantages: bool = NotProvided,
+        action_std: float = NotProvided,
+        critic_lr: float = NotProvided,
+        actor_lr: float = NotProvided,
+        replay_capacity: int = NotProvided,
+        normalize_observations: bool = NotProvided,
+        critic_post_gate_layer: bool = NotProvided,
+        max_refused_fraction: float = NotProvided,
+        compile: bool | Literal["auto"] = NotProvided,
+        learner_threads: int | Literal["auto"] = NotProvided,
+        **kwargs,
+    ) -> QWRConfig:
+        """Sets the training related configuration; see SPEC's sources in ``docs/algorithm.md``.
+
+        Args:
+            n_interactions: Environment steps collected per iteration, over all rollout workers.
+            n_critic_steps: Critic minibatches per iteration.
+            n_actor_steps: Actor minibatches per iteration.
+            target_update_freq: Critic steps between syncs of the target network.
+            n_action_samples: Actions of mu considered at a state. Discrete actions are all
+                enumerated, weighted by mu, where this covers them or with "all".
+            margin: The longest return mixed into a target (T).
+            lambda_: Mixes the 1..T-step returns, in [0, 1].
+            backup: How sampled actions' values become the value of a state: "logsumexp",
+                "max" or "mean".
+            backup_temperature: tau of "logsumexp": small is max, large is mean. In units of Q,
+                or of its spread, see ``q_spread``.
+            q_spread: Divide Q by its spread over the minibatch before the backup and multiply
+                after: "std", "abs" (mean absolute deviation) or "none".
+            beta: Temperature of the actor's weights: large is behaviour cloning.
+            max_weight: Clip of the actor's weights.
+            normalize_advantages: Scale the advantages of a minibatch to mean 0, std 1.
+            action_std: The Gaussian policy's standard deviation, where the action range is
+                [-1, 1].
+            critic_lr: Adam's learning rate of the critic.
+            actor_lr: Adam's learning rate of the actor.
+            replay_capacity: Environment steps kept in the replay.
+            normalize_observations: By running mean and variance inside the network.
+            critic_post_gate_layer: One more hidden layer behind the critic's gate.
+            max_refused_fraction: The run fails when more than this share of an iteration's rows
+                is refused by the replay (NaN, wrong shapes).
+            compile: ``torch.compile`` the regressions; "auto" does on a GPU.
+            learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main
+                process and of the rollout workers, which rest meanwhile.
+            **kwargs: RLlib's own: ``gamma``, ``train_batch_size``, ``grad_clip`` (global norm),
+                ``model`` (``fcnet_hiddens`` and ``fcnet_activation``).
+
+        Returns:
+            This updated config.
+        """
+        own = {name: value for name, value in locals().items() if name in vars(self)}
+        super().training(**kwargs)
+        for name, value in own.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    @override(AlgorithmConfig)
+    def update_from_dict(self, config_dict) -> QWRConfig:
+        """As the parent's, but an unknown key is an error instead of a new attribute.
+
+        Raises:
+            ValueError: naming the key and the nearest known one.
+        """
+        known = vars(self).keys() | self.to_dict().keys() | {"multiagent", "class"}
+        for key in config_dict:
+            # "class" and "_..." are RLlib's and Tune's own bookkeeping.
+            if key.startswith("_") or self._translate_special_keys(key, False) in known:
+                continue
+            nearest = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"unknown config key {key!r}{hint}")
+        return super().update_from_dict(config_dict)
+
+    @override(AlgorithmConfig)
+    def validate(self) -> None:
+        """Checks everything that can be checked before anything starts.
+
+        Raises:
+            ValueError: one line with the key, its value and what is allowed.
+        """
+        learner_config(self)
+        for name, low, high in (
+            ("n_interactions", 1, None),
+            ("replay_capacity", 1, None),
+            ("num_env_runners", 0, None),
+            ("num_envs_per_env_runner", 1, None),
+        ):
+            _require_number(name, getattr(self, name), low, high, whole=True)
+        _require_number("max_refused_fraction", self.max_refused_fraction, 0, 1)
+        if not (isinstance(self.action_std, (int, float)) and 0 < self.action_std < float("inf")):
+            raise ValueError(f"action_std must be a number > 0, got {self.action_std!r}")
+        for name in ("normalize_observations", "critic_post_gate_layer"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.learner_threads != "auto":
+            _require_number("learner_threads", self.learner_threads, 1, None, whole=True)
+        if self.replay_capacity < self.n_interactions:
+            raise ValueError(
+                f"replay_capacity must be >= n_interactions ({self.n_interactions}), "
+                f"got {self.replay_capacity}"
+            )
+        envs = max(1, self.num_env_runners) * self.num_envs_per_env_runner
+        if self.n_interactions % envs and not self.in_evaluation:
+            raise ValueError(
+                f"n_interactions must be a multiple of the number of environments ({envs} = "
+                f"rollout workers x num_envs_per_env_runner), got {self.n_interactions}"
+            )
+        if self.rollout_fragment_length != "auto" and not self.in_evaluation:
+            raise ValueError(
+                "rollout_fragment_length must be 'auto' (it follows from n_interactions), "
+                f"got {self.rollout_fragment_length!r}"
+            )
+        if self.lr != AlgorithmConfig().lr:
+            raise ValueError(f"lr has no effect, set critic_lr and actor_lr; got {self.lr!r}")
+        if self.observation_filter != "NoFilter":
+            raise ValueError(
+                "observation_filter must be 'NoFilter' (normalize_observations has the effect), "
+                f"got {self.observation_filter!r}"
+            )
+        if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
+            raise ValueError(f"batch_mode must be 'truncate_episodes', got {self.batch_mode!r}")
+        hiddens = self.model.get("fcnet_hiddens")
+        if not hiddens or not all(isinstance(width, int) and width > 0 for width in hiddens):
+            raise ValueError(f"model.fcnet_hiddens must be a list of integers > 0, got {hiddens!r}")
+        if self.model.get("fcnet_activation") not in ACTIVATIONS:
+            raise ValueError(
+                f"model.fcnet_activation must be one of {', '.join(ACTIVATIONS)}, "
+                f"got {self.model.get('fcnet_activation')!r}"
+            )
+        if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
+            raise ValueError("QWR runs on RLlib's old API stack; leave api_stack() as it is")
+        super().validate()
+
+    @override(AlgorithmConfig)
+    def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
+        if self.rollout_fragment_length != "auto":  # evaluation sets its own
+            return self.rollout_fragment_length
+        envs = max(1, self.num_env_runners) * self.num_envs_per_env_runner
+        return self.n_interactions // envs
+
+
+def _require_number(
+    name: str, value: Any, low: float, high: float | None, whole: bool = False
+) -> None:
+    kinds = (int,) if whole else (int, float)
+    good = isinstance(value, kinds) and not isinstance(value, bool) and value >= low
+    if not good or (high is not None and value > high):
+        kind = "an integer" if whole else "a number"
+        limits = f">= {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {kind} {limits}, got {value!r}")
+
+
+class QWR(Algorithm):
+    """Q-Value Weighted Regression; see :class:`QWRConfig`."""
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_config(cls) -> QWRConfig:
+        return QWRConfig()
+
+    @classmethod
+    @override(Algorithm)
+    def get_default_policy_class(cls, config: AlgorithmConfig) -> type[Policy]:
+        return QWRTorchPolicy
+
+    @override(Algorithm)
+    def setup(self, config: QWRConfig) -> None:
+        super().setup(config)
+        threads = config.learner_threads
+        if threads == "auto":
+            runners = config.num_env_runners * config.num_cpus_per_env_runner
+            threads = int(config.num_cpus_for_main_process + runners)
+        torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
+
+        policy = self.get_policy()
+        self._check_memory(policy)
+        self.replay = self._start_replay()
+        self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
+        self._learner_metrics: dict[str, float] = {}
+        self._replay_metrics: dict[str, int] = {}
+
+    def _check_memory(self, policy: QWRTorchPolicy) -> None:
+        """Says what the replay and its view take, and refuses what this node does not have."""
+        needed = 2 * memory_bytes(policy.spec, self.config.replay_capacity)
+        rows = f"{self.config.replay_capacity} rows of {policy.spec.obs_shape} observations"
+        logger.info("Replay and view of %s take %.1f MB.", rows, needed / 1e6)
+        node_id = ray.get_runtime_context().get_node_id()
+        for node in ray.nodes():
+            memory = node["Resources"].get("memory")
+            if node["NodeID"] == node_id and memory is not None and needed > memory:
+                raise ValueError(
+                    f"replay_capacity must fit the memory: {rows} take {needed / 1e9:.1f} GB in "
+                    f"replay and view, this node has {memory / 1e9:.1f} GB"
+                )
+
+    def _start_replay(self):
+        """Starts the replay actor beside the learner, inside the trial's resources if any."""
+        group = ray.util.get_current_placement_group()
+        strategy: Any
+        if group is not None:
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        else:
+            node_id = ray.get_runtime_context().get_node_id()
+            strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        return ReplayActor.options(scheduling_strategy=strategy).remote(
+            self.get_policy().spec, self.config.replay_capacity
+        )
+
+    @property
+    def learner(self) -> Learner:
+        """The learner in the local worker's policy."""
+        learner = self.get_policy().learner
+        assert learner is not None
+        return learner
+
+    @override(Algorithm)
+    def training_step(self) -> dict[str, Any]:
+        if self.learner.num_actor_updates and not self.view.num_rows:
+            raise RuntimeError(
+                "this algorithm was restored without its replay, which Algorithm.from_checkpoint "
+                "does not know of: use QWR.from_checkpoint or Algorithm.restore"
+            )
+        with self._timers[SAMPLE_TIMER]:
+            self._collect()
+        with self._timers[UPDATE_VIEW_TIMER]:
+            self._update_view()
+        with self._timers[CRITIC_TIMER]:
+            critic = self.learner.train_critic(self.view)
+        with self._timers[ACTOR_TIMER]:
+            actor = self.learner.train_actor(self.view)
+        with self._timers[SYNCH_WORKER_WEIGHTS_TIMER]:
+            # Waited for: the next rows are to come from these weights.
+            self.env_runner_group.sync_weights(timeout_seconds=None)
+        batch_size = self.config.train_batch_size
+        self._counters[NUM_ENV_STEPS_TRAINED] += batch_size * self.config.n_critic_steps
+        self._learner_metrics = (
+            critic
+            | actor
+            | {
+                "num_critic_updates_lifetime": self.learner.num_critic_updates,
+                "num_actor_updates_lifetime": self.learner.num_actor_updates,
+                "num_target_updates_lifetime": self.learner.num_target_updates,
+            }
+        )
+        return {}
+
+    @override(Algorithm)
+    def step(self) -> dict[str, Any]:
+        results = super().step()
+        return results | {"learner": self._learner_metrics, "replay": self._replay_metrics}
+
+    def _collect(self) -> None:
+        """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""
+        group = self.env_runner_group
+        sample = functools.partial(collect, replay=self.replay)
+        workers = max(1, self.config.num_env_runners)
+        share = self.config.n_interactions // workers
+        stored = refused = 0
+        while missing := self.config.n_interactions - stored - refused:
+            if self.config.num_env_runners:
+                healthy = group.healthy_worker_ids()
+                if not healthy:
+                    raise RuntimeError("no rollout worker is alive")
+                asked = healthy[: missing // share]
+                outcomes = group.foreach_env_runner(
+                    sample, local_env_runner=False, remote_worker_ids=asked
+                )
+            else:
+                outcomes = [sample(group.local_env_runner)]
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    raise RuntimeError(
+                        f"rollout worker {outcome.worker} failed:\n{outcome.traceback}"
+                    )
+                assert isinstance(outcome, Receipt)
+                stored += outcome.num_rows_stored
+                refused += outcome.num_rows_refused
+                for refusal in outcome.refusals:
+                    logger.warning("Refused rows: %s", refusal)
+        if refused > self.config.max_refused_fraction * self.config.n_interactions:
+            raise RefusedRowsError(
+                f"{refused} of {stored + refused} rows were refused, more than "
+                f"max_refused_fraction {self.config.max_refused_fraction} allows; the log names "
+                f"each, the last is: {refusal}"
+            )
+
+    def _update_view(self) -> None:
+        """Brings the learner's view and the counters up to date with the store of record."""
+        changes, self._replay_metrics = ray.get(
+            [
+                self.replay.changes.remote(self.view.uid, self.view.version),
+                self.replay.metrics.remote(),
+            ]
+        )
+        new = self.view.update(changes)
+        self.learner.observe(self.view.columns["obs"][new])
+        steps = (
+            self._replay_metrics["num_rows_inserted_lifetime"]
+            + self._replay_metrics["num_rows_refused_lifetime"]
+        )
+        self._counters[NUM_ENV_STEPS_SAMPLED] = steps
+        self._counters[NUM_AGENT_STEPS_SAMPLED] = steps
+
+    @override(Algorithm)
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes a checkpoint that is whole or not there at all.
+
+        It is written beside its place and moved there; one that was there before stays whole
+        until then. The replay is ``replay.npz``, plain arrays.
+        """
+        place = Path(checkpoint_dir)
+        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
+        try:
+            super().save_checkpoint(str(partial))
+            arrays = ray.get(self.replay.state_arrays.remote())
+            np.savez(partial / REPLAY_FILE, allow_pickle=False, **arrays)
+            if any(place.iterdir()):
+                previous = Path(
+                    tempfile.mkdtemp(prefix=f".{place.name}.previous-", dir=place.parent)
+                )
+                os.replace(place, previous)
+                os.replace(partial, place)
+                shutil.rmtree(previous)
+            else:
+                os.replace(partial, place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @override(Algorithm)
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Restores everything, the replay too.
+
+        Raises:
+            ValueError: if the checkpoint is missing or incomplete, or of another environment or
+                network; nothing is restored then.
+        """
+        arrays = _read_replay(Path(checkpoint_dir))
+        try:
+            super().load_checkpoint(checkpoint_dir)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(f"checkpoint {checkpoint_dir} is incomplete: {error}") from error
+        self._load_replay(arrays)
+
+    @classmethod
+    @override(Algorithm)
+    def from_checkpoint(cls, path, filesystem=None, **kwargs) -> QWR:
+        """As the parent's; the replay is restored too.
+
+        Raises:
+            ValueError: if the checkpoint is missing or incomplete.
+        """
+        directory = path.to_directory() if hasattr(path, "to_directory") else str(path)
+        arrays = _read_replay(Path(directory))
+        algorithm = super().from_checkpoint(directory, filesystem, **kwargs)
+        algorithm._load_replay(arrays)
+        return algorithm
+
+    def _load_replay(self, arrays: dict[str, np.ndarray]) -> None:
+        ray.get(self.replay.load.remote(arrays))
+        self.view.update(ray.get(self.replay.changes.remote(self.view.uid, self.view.version)))
+
+    @override(Algorithm)
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {
+            "random_states": {
+                "python": random.getstate(),
+                "numpy": np.random.get_state(),
+                "torch": torch.get_rng_state(),
+            }
+        }
+
+    @override(Algorithm)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._check_compatible(state)
+        super().__setstate__(state)
+        states = state["random_states"]
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+
+    def _check_compatible(self, state: dict[str, Any]) -> None:
+        env = state["config"]["env"]
+        if env != self.config.env:
+            raise ValueError(f"the checkpoint is of environment {env!r}, not {self.config.env!r}")
+        saved = state["worker"]["policy_states"][DEFAULT_POLICY_ID]["learner"]["networks"]
+        own = self.learner.networks.state_dict()
+        for name in sorted(saved.keys() | own.keys()):
+            shapes = [
+                tuple(tensors[name].shape) if name in tensors else None for tensors in (saved, own)
+            ]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the checkpoint is of another network: {name} has shape {shapes[0]} there "
+                    f"and {shapes[1]} here"
+                )
+
+    @override(Algorithm)
+    def cleanup(self) -> None:
+        super().cleanup()
+        if hasattr(self, "replay"):
+            ray.kill(self.replay)
+
+
+def _read_replay(checkpoint: Path) -> dict[str, np.ndarray]:
+    if not checkpoint.is_dir():
+        raise ValueError(f"there is no checkpoint at {checkpoint}")
+    try:
+        with np.load(checkpoint / REPLAY_FILE, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {checkpoint} is incomplete: no {REPLAY_FILE}") from None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"checkpoint {checkpoint} is incomplete: {error}") from error

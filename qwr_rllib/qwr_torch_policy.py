@@ -1,0 +1,266 @@
+"""RLlib's carrier of the agent: acts, exchanges weights and state, owns a learner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.models.modelv2 import ModelV2
+from ray.rllib.models.torch.torch_action_dist import TorchCategorical, TorchDistributionWrapper
+from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
+from ray.rllib.policy.policy import Policy, PolicyState
+from ray.rllib.policy.sample_batch import SampleBatch
+from ray.rllib.policy.torch_policy_v2 import TorchPolicyV2
+from ray.rllib.policy.view_requirement import ViewRequirement
+from ray.rllib.utils.annotations import override
+from torch import Tensor, nn
+
+from qwr_rllib import losses
+from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.specs import Spec
+
+# What is collected of an environment step; RLlib drops what no view requirement names.
+COLLECTED = (
+    SampleBatch.OBS,
+    SampleBatch.NEXT_OBS,
+    SampleBatch.ACTIONS,
+    SampleBatch.REWARDS,
+    SampleBatch.TERMINATEDS,
+    SampleBatch.TRUNCATEDS,
+    SampleBatch.EPS_ID,
+    SampleBatch.T,
+)
+
+
+def spec_of(observation_space: gym.Space, action_space: gym.Space) -> Spec:
+    """The shapes of an environment's (preprocessed) spaces.
+
+    Raises:
+        ValueError: for spaces that QWR cannot work with, naming them.
+    """
+    if not isinstance(observation_space, gym.spaces.Box):
+        raise ValueError(f"QWR needs a Box observation space, got {observation_space}")
+    dtype = observation_space.dtype
+    assert dtype is not None
+    obs_dtype = "uint8" if dtype == np.uint8 else "float32"
+    if isinstance(action_space, gym.spaces.Discrete):
+        if action_space.start != 0:
+            raise ValueError(f"QWR needs discrete actions that start at 0, got {action_space}")
+        return Spec(observation_space.shape, obs_dtype, int(action_space.n), discrete=True)
+    if isinstance(action_space, gym.spaces.Box):
+        return Spec(observation_space.shape, obs_dtype, int(np.prod(action_space.shape)), False)
+    raise ValueError(f"QWR needs a Box or Discrete action space, got {action_space}")
+
+
+class QWRTorchModel(TorchModelV2, nn.Module):
+    """The networks in RLlib's clothes; its output are the parameters of ``pi(.|s)``."""
+
+    def __init__(self, obs_space, action_space, num_outputs, model_config, networks: QWRNetworks):
+        TorchModelV2.__init__(self, obs_space, action_space, num_outputs, model_config, "qwr")
+        nn.Module.__init__(self)
+        self.networks = networks
+
+    def forward(self, input_dict, state, seq_lens):
+        return self.networks.behaviour(input_dict[SampleBatch.OBS]), state
+
+
+class ConstantStdGaussian(TorchDistributionWrapper):
+    """RLlib's distribution of :class:`~qwr_rllib.networks.GaussianActor`; inputs are the mean."""
+
+    def __init__(self, inputs: Tensor, model: QWRTorchModel):
+        super().__init__(inputs, model)
+        self.actor = model.networks.actor
+        self.dist = torch.distributions.Normal(inputs, self.actor.action_std)
+
+    @override(TorchDistributionWrapper)
+    def logp(self, actions: Tensor) -> Tensor:
+        return self.actor.log_prob(self.inputs, actions)
+
+    @override(TorchDistributionWrapper)
+    def entropy(self) -> Tensor:
+        return super().entropy().sum(-1)
+
+    @override(TorchDistributionWrapper)
+    def kl(self, other) -> Tensor:
+        return super().kl(other).sum(-1)
+
+    @override(TorchDistributionWrapper)
+    def deterministic_sample(self) -> Tensor:
+        self.last_sample = self.inputs
+        return self.inputs
+
+    @staticmethod
+    @override(TorchDistributionWrapper)
+    def required_model_output_shape(action_space, model_config):
+        return int(np.prod(action_space.shape))
+
+
+class QWRTorchPolicy(TorchPolicyV2):
+    """Acts with the actor; in the Algorithm's local worker it also owns the :class:`Learner`.
+
+    The weights that RLlib exchanges are those that acting needs (actor and normaliser). The
+    policy's state holds everything: critic, target, optimizers, counters and random state too.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, config: dict[str, Any]
+    ) -> None:
+        self.spec = spec_of(observation_space, action_space)
+        self.learner: Learner | None = None
+        super().__init__(observation_space, action_space, config, max_seq_len=1)
+        self.view_requirements = {name: self.view_requirements[name] for name in COLLECTED} | {
+            SampleBatch.ACTION_DIST_INPUTS: ViewRequirement(
+                space=gym.spaces.Box(-np.inf, np.inf, (self.spec.action_dim,)),
+                used_for_compute_actions=False,
+            )
+        }
+        for name, requirement in self.view_requirements.items():
+            requirement.used_for_compute_actions = name == SampleBatch.OBS
+        if not config.get("worker_index"):
+            seed = config.get("seed")
+            self.learner = Learner(self.networks, learner_config(config), seed)
+
+    @property
+    def networks(self) -> QWRNetworks:
+        return self.model.networks
+
+    @override(TorchPolicyV2)
+    def make_model_and_action_dist(self) -> tuple[ModelV2, type]:
+        config = self.config
+        model_config = config["model"]
+        networks = QWRNetworks(
+            self.spec,
+            hiddens=model_config["fcnet_hiddens"],
+            activation=model_config["fcnet_activation"],
+            gamma=config["gamma"],
+            action_std=config["action_std"],
+            normalize_observations=config["normalize_observations"],
+            critic_post_gate_layer=config["critic_post_gate_layer"],
+            with_critic=not config.get("worker_index"),
+        )
+        model = QWRTorchModel(
+            self.observation_space,
+            self.action_space,
+            self.spec.action_dim,
+            model_config,
+            networks,
+        )
+        return model, TorchCategorical if self.spec.discrete else ConstantStdGaussian
+
+    @override(TorchPolicyV2)
+    def optimizer(self) -> list:
+        return []  # the learner's, over vectors that RLlib's bookkeeping does not know
+
+    @override(TorchPolicyV2)
+    def compute_actions_from_input_dict(
+        self, input_dict, explore=None, timestep=None, episodes=None, **kwargs
+    ):
+        """The parent's, without the machinery for recurrent models, exploration and logp."""
+        explore = self.config["explore"] if explore is None else explore
+        actor = self.networks.actor
+        with torch.inference_mode():
+            params = self._params(input_dict[SampleBatch.OBS])
+            actions = actor.sample(params) if explore else actor.mode(params)
+        if not self.spec.discrete:
+            actions = actions.reshape(-1, *self.action_space.shape)
+        self.global_timestep += len(actions)
+        return (
+            actions.cpu().numpy(),
+            [],
+            {SampleBatch.ACTION_DIST_INPUTS: params.cpu().numpy()},
+        )
+
+    @override(TorchPolicyV2)
+    def compute_actions(self, obs_batch, state_batches=None, explore=None, **kwargs):
+        return self.compute_actions_from_input_dict({SampleBatch.OBS: obs_batch}, explore)
+
+    def behaviour(self, obs: np.ndarray) -> np.ndarray:
+        """Parameters of ``pi(.|s)`` at raw observations ``(k, ...)``, ``(k, d)``."""
+        with torch.inference_mode():
+            return self._params(obs).cpu().numpy()
+
+    def _params(self, obs: np.ndarray) -> Tensor:
+        return self.networks.behaviour(torch.as_tensor(np.asarray(obs), device=self.device))
+
+    @override(TorchPolicyV2)
+    def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:
+        """QWR's critic and actor loss on single transitions (margin 1), for inspection.
+
+        Training goes through :attr:`learner`, which has multi-step targets; a policy without
+        one has no critic.
+        """
+        assert self.learner is not None, "only the local worker's policy can compute losses"
+        learner, config = self.learner, self.learner.config
+        n = self.spec.action_dim if config.n_action_samples == "all" else config.n_action_samples
+
+        def values(critic, obs, params):
+            actions, probs = learner.actor.proposals(params, n)
+            features = critic.features(self.networks.normalize(obs))
+            return critic.q_values(features, actions), actions, probs
+
+        obs, next_obs = train_batch[SampleBatch.OBS], train_batch[SampleBatch.NEXT_OBS]
+        with torch.no_grad():
+            next_params = self.networks.behaviour(next_obs)
+            q_next, _, next_probs = values(learner.target_critic, next_obs, next_params)
+            scale = losses.spread(q_next, config.q_spread, (0, 1))
+            backup = scale * losses.backup(
+                q_next / scale, config.backup, config.backup_temperature, next_probs
+            ).reshape(-1)
+            terminated = train_batch[SampleBatch.TERMINATEDS].float()
+            targets = train_batch[SampleBatch.REWARDS] + config.gamma * (1 - terminated) * backup
+            mu = train_batch[SampleBatch.ACTION_DIST_INPUTS]
+            q_values, actions, probs = values(learner.critic, obs, mu)
+            weights = losses.advantage_weights(
+                q_values, config.beta, config.max_weight, config.normalize_advantages, probs
+            )
+        predicted = learner.critic(self.networks.normalize(obs), train_batch[SampleBatch.ACTIONS])
+        params = self.networks.behaviour(obs).unsqueeze(-2)
+        log_probs = learner.actor.log_prob(params.expand(*actions.shape[:2], -1), actions)
+        if probs is not None:
+            weights = weights * probs * probs.shape[-1]
+        return [
+            losses.critic_loss(predicted, targets / learner.critic.q_scale),
+            losses.actor_loss(log_probs, weights),
+        ]
+
+    @override(Policy)
+    def learn_on_batch(self, samples: SampleBatch) -> dict[str, Any]:
+        raise NotImplementedError(
+            "QWR alternates two regressions over a whole replay: use policy.learner.train(view)"
+        )
+
+    @override(TorchPolicyV2)
+    def get_weights(self) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self.networks.acting_state().items()}
+
+    @override(TorchPolicyV2)
+    def set_weights(self, weights: dict[str, np.ndarray]) -> None:
+        state = {name: torch.as_tensor(value) for name, value in weights.items()}
+        # The critic, where there is one, is not among the weights that travel.
+        self.networks.load_state_dict(self.networks.state_dict() | state)
+
+    @override(TorchPolicyV2)
+    def get_state(self) -> PolicyState:
+        state = super().get_state()
+        if self.learner is not None:
+            state["learner"] = self.learner.state_dict()
+        return state
+
+    @override(TorchPolicyV2)
+    def set_state(self, state: PolicyState) -> None:
+        config = self.config
+        super().set_state(state)
+        # The parent puts the checkpoint's config over ours, and so old learning rates back.
+        self.config = config
+        if self.learner is not None and "learner" in state:
+            self.learner.load_state_dict(state["learner"])
+
+
+def learner_config(config: Any) -> LearnerConfig:
+    """The learner's part of a :class:`~qwr_rllib.qwr.QWRConfig` or its dict."""
+    # RLlib's dict form calls lambda_ "lambda".
+    names = LearnerConfig.__dataclass_fields__
+    return LearnerConfig(**{name: config[name.rstrip("_")] for name in names})

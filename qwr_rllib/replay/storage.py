@@ -1,0 +1,371 @@
+"""The replay's store: whole trajectories in preallocated columns. Knows numpy only.
+
+A *row* is one environment step. Rows live in *slots* of the columns, anywhere in them: a row
+points to the slot of the state after it, so the fragments of an episode join whatever arrived
+in between, and evicting a trajectory just frees its slots. The state after the last row of an
+unfinished or cut trajectory needs its observation and its ``mu`` for bootstrapping; it has a
+slot too, the trajectory's *tail*, which becomes an ordinary row when the episode goes on.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from qwr_rllib.specs import Spec
+
+
+class Slot(IntEnum):
+    """What a slot holds."""
+
+    FREE = 0
+    ROW = 1
+    TAIL = 2
+
+
+class RefusedFragmentError(ValueError):
+    """A fragment that cannot be stored; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """``k`` consecutive steps of one episode, as a rollout worker collected them."""
+
+    episode: int
+    """Unique over all workers."""
+    start: int
+    """The episode's time step of the first row: joins fragments, tells a gap or a repeat."""
+    obs: np.ndarray
+    """``(k + 1, ...)``: raw observations; ``(k, ...)`` where the episode terminated."""
+    action_dist_inputs: np.ndarray
+    """``(k + 1, m)`` or ``(k, m)``: the parameters of ``mu`` in those states."""
+    actions: np.ndarray
+    """``(k, ...)``."""
+    rewards: np.ndarray
+    """``(k,)``."""
+    terminated: bool
+    """The last row led to a terminal state, whose value is 0."""
+    done: bool
+    """The episode is over: terminated, or cut by a time limit."""
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Everything that a copy of the store lacks."""
+
+    uid: int
+    version: int
+    reset: bool
+    """The copy must be emptied first."""
+    slots: np.ndarray
+    columns: dict[str, np.ndarray]
+    """The stored columns of these slots, with ``kind``, ``next`` and ``inserted``."""
+
+
+@dataclass
+class _Trajectory:
+    episode: int
+    slots: np.ndarray
+    tail: int
+    """Slot of the state after the last row, or -1 where the episode terminated."""
+    next_t: int
+
+
+class ReplayStorage:
+    """Holds the last ``capacity`` rows, in whole trajectories.
+
+    Args:
+        spec: shapes and dtypes of the columns.
+        capacity: rows kept; the oldest trajectories leave first, whole. A trajectory that has a
+            tenth of the capacity is cut and goes on as a new one, so that an environment without
+            time limit does not lose everything at once.
+    """
+
+    def __init__(self, spec: Spec, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be >= 1, got {capacity}")
+        self.spec = spec
+        self.capacity = capacity
+        self.num_slots = num_slots(capacity)
+        self.max_trajectory = max(1, capacity // 10)
+        self.columns = {
+            name: np.zeros((self.num_slots, *shape), dtype)
+            for name, (shape, dtype) in _all_columns(spec).items()
+        }
+        self._stamps = np.zeros(self.num_slots, np.int64)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.num_rows = 0
+        self.num_rows_inserted_lifetime = 0
+        self.uid = secrets.randbits(62)
+        self.version = 0
+        self.columns["kind"].fill(Slot.FREE)
+        self._stamps.fill(0)
+        self._free = np.arange(self.num_slots - 1, -1, -1, dtype=np.int64)
+        self._num_free = self.num_slots
+        self._trajectories: dict[int, _Trajectory] = {}  # oldest first
+        self._next_key = 0
+        self._open: dict[int, int] = {}  # episode to key
+
+    @property
+    def num_episodes(self) -> int:
+        """Trajectories held, unfinished ones included."""
+        return len(self._trajectories)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes allocated for the columns, used or not."""
+        return sum(column.nbytes for column in self.columns.values()) + self._stamps.nbytes
+
+    def add(self, fragment: Fragment) -> int:
+        """Stores a fragment and returns how many new rows it had.
+
+        It continues its episode's trajectory where it starts at that one's end; rows that are
+        stored already are left out, and after a gap a new trajectory begins.
+
+        Raises:
+            RefusedFragmentError: if a column has a wrong shape or dtype, or values that are not
+                finite or not actions, or if it has more rows than the capacity.
+        """
+        self._check(fragment)
+        self.version += 1
+        known = 0
+        key = self._open.get(fragment.episode)
+        if key is not None:
+            known = min(max(self._trajectories[key].next_t - fragment.start, 0), len(fragment))
+            if self._trajectories[key].next_t < fragment.start:
+                self._open.pop(fragment.episode)
+        first = known
+        while first < len(fragment):
+            first += self._append(fragment, first)
+        if fragment.done:
+            self._open.pop(fragment.episode, None)
+        return len(fragment) - known
+
+    def _append(self, fragment: Fragment, first: int) -> int:
+        """Appends rows from ``first`` to one trajectory, as many as it may take."""
+        key = self._open.get(fragment.episode)
+        if key is not None and len(self._trajectories[key].slots) >= self.max_trajectory:
+            self._open.pop(fragment.episode)
+            key = None
+        held = 0 if key is None else len(self._trajectories[key].slots)
+        count = min(len(fragment) - first, self.max_trajectory - held)
+        while self.num_rows + count > self.capacity or self._num_free < count + 1:
+            self._evict()
+        if key not in self._trajectories:  # none yet, or just evicted
+            key = self._next_key
+            self._next_key += 1
+            empty = np.zeros(0, np.int64)
+            self._trajectories[key] = _Trajectory(
+                fragment.episode, empty, -1, fragment.start + first
+            )
+            self._open[fragment.episode] = key
+        assert key is not None
+        trajectory = self._trajectories[key]
+
+        terminated = fragment.terminated and first + count == len(fragment)
+        states = count + (not terminated)
+        reused = np.array([trajectory.tail] if trajectory.tail >= 0 else [], np.int64)
+        slots = np.append(reused, self._take(states - len(reused)))
+        rows = slots[:count]
+        columns, chosen = self.columns, slice(first, first + count)
+        columns["obs"][slots] = fragment.obs[first : first + states]
+        columns["action_dist_inputs"][slots] = fragment.action_dist_inputs[first : first + states]
+        columns["actions"][rows] = fragment.actions[chosen]
+        columns["rewards"][rows] = fragment.rewards[chosen]
+        columns["terminateds"][slots] = False
+        columns["terminateds"][rows[-1]] = terminated
+        columns["next"][slots[:-1]] = slots[1:]
+        columns["next"][slots[-1]] = slots[-1]
+        columns["kind"][slots] = Slot.TAIL
+        columns["kind"][rows] = Slot.ROW
+        inserted = self.num_rows_inserted_lifetime
+        columns["inserted"][rows] = np.arange(inserted, inserted + count)
+        self._stamps[slots] = self.version
+
+        trajectory.slots = np.append(trajectory.slots, rows)
+        trajectory.tail = -1 if terminated else int(slots[-1])
+        trajectory.next_t += count
+        self.num_rows += count
+        self.num_rows_inserted_lifetime += count
+        return count
+
+    def _take(self, count: int) -> np.ndarray:
+        self._num_free -= count
+        return self._free[self._num_free : self._num_free + count][::-1]
+
+    def _evict(self) -> None:
+        key, trajectory = next(iter(self._trajectories.items()))
+        del self._trajectories[key]
+        if self._is_open(key, trajectory):
+            del self._open[trajectory.episode]
+        slots = trajectory.slots
+        self.num_rows -= len(slots)
+        if trajectory.tail >= 0:
+            slots = np.append(slots, trajectory.tail)
+        self.columns["kind"][slots] = Slot.FREE
+        self._stamps[slots] = self.version
+        self._free[self._num_free : self._num_free + len(slots)] = slots[::-1]
+        self._num_free += len(slots)
+
+    def _is_open(self, key: int, trajectory: _Trajectory) -> bool:
+        return self._open.get(trajectory.episode) == key
+
+    def _check(self, fragment: Fragment) -> None:
+        rows = len(fragment)
+        if not 1 <= rows <= self.capacity:
+            raise RefusedFragmentError(
+                f"a fragment has 1 to {self.capacity} rows (the replay's capacity), got {rows}"
+            )
+        states = rows + (not fragment.terminated)
+        for name, length in (
+            ("obs", states),
+            ("action_dist_inputs", states),
+            ("actions", rows),
+            ("rewards", rows),
+        ):
+            value = getattr(fragment, name)
+            shape, dtype = self.spec.columns[name]
+            if value.shape != (length, *shape):
+                raise RefusedFragmentError(
+                    f"{name} must have shape {(length, *shape)}, got {value.shape}"
+                )
+            if not np.can_cast(value.dtype, dtype, "same_kind"):
+                raise RefusedFragmentError(f"{name} must be {dtype}, got {value.dtype}")
+            if dtype.kind == "f" and not np.isfinite(value).all():
+                row = int(np.argwhere(~np.isfinite(value))[0][0])
+                raise RefusedFragmentError(
+                    f"{name} has a NaN or infinite value at step {fragment.start + row}"
+                )
+        if self.spec.discrete:
+            beyond = (fragment.actions < 0) | (fragment.actions >= self.spec.action_dim)
+            if beyond.any():
+                raise RefusedFragmentError(
+                    f"actions must be in [0, {self.spec.action_dim}), "
+                    f"got {fragment.actions[beyond][0]}"
+                )
+
+    def changes(self, uid: int = 0, since: int = -1) -> Changes:
+        """What a copy lacks that was last brought up to date to version ``since`` of ``uid``.
+
+        A copy of another store (or a new one) gets everything, to be loaded after a reset.
+        """
+        reset = uid != self.uid or since > self.version
+        if reset:
+            slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
+        else:
+            slots = np.flatnonzero(self._stamps > since)
+        columns = {name: column[slots] for name, column in self.columns.items()}
+        return Changes(self.uid, self.version, reset, slots, columns)
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """The whole store as plain arrays, for ``numpy.savez``; :meth:`load` takes them back."""
+        slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
+        empty = np.zeros(0, np.int64)
+        table = [
+            (key, each.episode, len(each.slots), each.tail, each.next_t, self._is_open(key, each))
+            for key, each in self._trajectories.items()
+        ]
+        return {
+            "counters": np.array([self.capacity, self.num_rows_inserted_lifetime, self._next_key]),
+            "slots": slots,
+            "free": self._free[: self._num_free],
+            "trajectories": np.array(table, np.int64).reshape(-1, 6),
+            "trajectory_slots": np.concatenate(
+                [empty, *(each.slots for each in self._trajectories.values())]
+            ),
+            **{f"column_{name}": column[slots] for name, column in self.columns.items()},
+        }
+
+    def load(self, arrays: Mapping[str, Any]) -> None:
+        """Takes the place of everything held by what :meth:`state_arrays` gave.
+
+        With a smaller capacity than the saved store had, the newest trajectories are kept.
+
+        Raises:
+            ValueError: if an array is missing or has another shape or dtype; nothing is loaded.
+        """
+        try:
+            columns = {name: arrays[f"column_{name}"] for name in self.columns}
+            saved_capacity, inserted, next_key = arrays["counters"].tolist()
+            table, trajectory_slots = arrays["trajectories"], arrays["trajectory_slots"]
+            slots, free = arrays["slots"], arrays["free"]
+        except KeyError as error:
+            raise ValueError(f"the replay's file lacks the array {error}") from None
+        for name, column in columns.items():
+            own = self.columns[name]
+            if column.shape != (len(slots), *own.shape[1:]) or column.dtype != own.dtype:
+                raise ValueError(
+                    f"{name} must be {own.dtype} {own.shape[1:]} per row, the replay's file has "
+                    f"{column.dtype} {column.shape[1:]} for {len(slots)} slots"
+                )
+        if saved_capacity != self.capacity:
+            self._load_resized(saved_capacity, arrays)
+            return
+        self._clear()
+        for name, column in columns.items():
+            self.columns[name][slots] = column
+        self._free[: len(free)] = free
+        self._num_free = len(free)
+        start = 0
+        for key, episode, length, tail, next_t, is_open in table.tolist():
+            own_slots = trajectory_slots[start : start + length]
+            start += length
+            self._trajectories[key] = _Trajectory(episode, own_slots, tail, next_t)
+            if is_open:
+                self._open[episode] = key
+        self.num_rows = len(trajectory_slots)
+        self.num_rows_inserted_lifetime = inserted
+        self._next_key = next_key
+
+    def _load_resized(self, saved_capacity: int, arrays: Mapping[str, Any]) -> None:
+        saved = ReplayStorage(self.spec, saved_capacity)
+        saved.load(arrays)
+        self._clear()
+        for key, each in saved._trajectories.items():
+            terminated = each.tail < 0
+            states = each.slots if terminated else np.append(each.slots, each.tail)
+            fragment = Fragment(
+                episode=each.episode,
+                start=each.next_t - len(each.slots),
+                obs=saved.columns["obs"][states],
+                action_dist_inputs=saved.columns["action_dist_inputs"][states],
+                actions=saved.columns["actions"][each.slots],
+                rewards=saved.columns["rewards"][each.slots],
+                terminated=terminated,
+                done=not saved._is_open(key, each),
+            )
+            if len(fragment) <= self.capacity:
+                self.add(fragment)
+        self.num_rows_inserted_lifetime = saved.num_rows_inserted_lifetime
+
+
+def num_slots(capacity: int) -> int:
+    """Slots for ``capacity`` rows and for the tails of their trajectories."""
+    return capacity + max(64, capacity // 16)
+
+
+def _all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    return spec.columns | {
+        "kind": ((), np.dtype("int8")),
+        "next": ((), np.dtype("int32")),  # slot of the state after; the slot itself at an end
+        "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
+    }
+
+
+def memory_bytes(spec: Spec, capacity: int) -> int:
+    """What a store of this capacity allocates, without allocating it."""
+    row = sum(
+        int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        for shape, dtype in _all_columns(spec).values()
+    )
+    return num_slots(capacity) * (row + 2 * np.dtype("int64").itemsize)

@@ -1,0 +1,117 @@
+"""The learner's copy of the replay, on the learner's device. Knows torch and numpy only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qwr_rllib.replay.storage import Changes, Slot, num_slots
+from qwr_rllib.specs import Spec
+
+
+class Slices(NamedTuple):
+    """``T`` consecutive steps from each start; each column ``(N, T)``.
+
+    Behind the end of a trajectory a slice repeats its last row; ``continues`` is 0 there, so
+    that nothing of it reaches a target.
+    """
+
+    next_slots: Tensor
+    """Slot of the state after each step (the row's own where the episode terminated)."""
+    rewards: Tensor
+    nonterminals: Tensor
+    """1, or 0 where the episode terminated at this step."""
+    continues: Tensor
+    """1, or 0 where the trajectory ends (terminated or cut) after this step."""
+
+
+class ReplayView:
+    """Mirrors a :class:`~qwr_rllib.replay.storage.ReplayStorage` slot by slot.
+
+    Args:
+        spec: that of the storage.
+        capacity: that of the storage.
+        device: where the columns live and are sampled.
+    """
+
+    def __init__(self, spec: Spec, capacity: int, device: torch.device | str = "cpu") -> None:
+        self.spec = spec
+        self.device = torch.device(device)
+        self.num_slots = num_slots(capacity)
+        self.columns = {
+            name: torch.zeros(
+                (self.num_slots, *shape), dtype=getattr(torch, str(dtype)), device=self.device
+            )
+            for name, (shape, dtype) in spec.columns.items()
+        }
+        # int64 slots index without conversion in the learner's loops.
+        self.next = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
+        self.kind = torch.zeros(self.num_slots, dtype=torch.int8, device=self.device)
+        self.rows = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.uid = 0
+        self.version = -1
+        self._num_inserted_seen = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that can be sampled."""
+        return len(self.rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes allocated for the columns."""
+        columns = [*self.columns.values(), self.next, self.kind]
+        return sum(column.nbytes for column in columns)
+
+    def update(self, changes: Changes) -> Tensor:
+        """Brings the copy up to date.
+
+        Returns:
+            The slots of the rows that no update brought before, ``(k,)``: each row counts
+            once into the observation statistics, also when a whole store is loaded again.
+        """
+        if changes.reset:
+            self.kind.fill_(Slot.FREE)
+        slots = torch.from_numpy(changes.slots).to(self.device)
+        for name, column in self.columns.items():
+            column[slots] = torch.from_numpy(changes.columns[name]).to(self.device)
+        kind = torch.from_numpy(changes.columns["kind"])
+        self.next[slots] = torch.from_numpy(changes.columns["next"]).to(self.device, torch.int64)
+        self.kind[slots] = kind.to(self.device)
+        self.rows = torch.nonzero(self.kind == Slot.ROW).squeeze(1)
+        self.uid, self.version = changes.uid, changes.version
+
+        inserted = torch.from_numpy(changes.columns["inserted"])
+        new = (kind == Slot.ROW) & (inserted >= self._num_inserted_seen)
+        self._num_inserted_seen = max(
+            self._num_inserted_seen, int(inserted[new].max()) + 1 if new.any() else 0
+        )
+        return slots[new.to(self.device)]
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Slots of ``count`` rows, uniformly with replacement, ``(count,)``.
+
+        Raises:
+            ValueError: if the view is empty.
+        """
+        if not self.num_rows:
+            raise ValueError("the replay holds no rows to sample")
+        chosen = torch.randint(self.num_rows, (count,), generator=generator, device=self.device)
+        return self.rows[chosen]
+
+    def slices(self, starts: Tensor, length: int) -> Slices:
+        """Follows each row of ``starts`` ``(N,)`` for ``length`` steps."""
+        columns = []
+        rows = starts
+        for _ in range(length):
+            following = self.next[rows]
+            terminated = self.columns["terminateds"][rows]
+            continues = (self.kind[following] == Slot.ROW) & ~terminated
+            columns.append((following, self.columns["rewards"][rows], ~terminated, continues))
+            rows = torch.where(continues, following, rows)
+        following, rewards, nonterminals, continues = (
+            torch.stack(column, 1) for column in zip(*columns, strict=True)
+        )
+        return Slices(following, rewards, nonterminals.float(), continues.float())

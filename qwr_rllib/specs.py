@@ -1,0 +1,44 @@
+"""The shapes that networks, replay and environment must agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What one step of an environment looks like to the learner.
+
+    A continuous action is a float32 vector in the policy's space (each dimension of the
+    environment's range mapped to [-1, 1], samples may lie beyond); a discrete one is its index.
+    """
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    action_dim: int
+    """Dimensions of a continuous action, or the number of discrete actions."""
+    discrete: bool
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return () if self.discrete else (self.action_dim,)
+
+    @property
+    def action_dtype(self) -> str:
+        return "int64" if self.discrete else "float32"
+
+    @property
+    def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape and dtype of each replay column, by RLlib's column names.
+
+        ``action_dist_inputs`` are the parameters of ``mu``: the Gaussian's mean, or the logits.
+        """
+        return {
+            "obs": (self.obs_shape, np.dtype(self.obs_dtype)),
+            "actions": (self.action_shape, np.dtype(self.action_dtype)),
+            "rewards": ((), np.dtype("float32")),
+            "terminateds": ((), np.dtype("bool")),
+            "action_dist_inputs": ((self.action_dim,), np.dtype("float32")),
+        }
