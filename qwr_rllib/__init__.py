@@ -1,15 +1,18 @@
 """Q-Value Weighted Regression on Ray RLlib.
 
-Importing this package registers its algorithms with Tune, so that ``run: QWR`` resolves.
+Importing this package registers its algorithms with Tune, so that ``run: QWR`` resolves. Without
+Ray the formulas, networks, learner, replay storage and view can still be imported.
 """
 
-from importlib.metadata import version
-
-from ray.tune.registry import register_trainable
-
-from qwr_rllib.qwr import QWR, QWRConfig
-
+__version__ = "0.1.0"
 __all__ = ["QWR", "QWRConfig"]
-__version__ = version("qwr-rllib")
 
-register_trainable("QWR", QWR)
+try:
+    from ray.tune.registry import register_trainable
+
+    from qwr_rllib.qwr import QWR, QWRConfig
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "ray":
+        raise
+else:
+    register_trainable("QWR", QWR)

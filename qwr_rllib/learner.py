@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qwr_rllib import losses
+from qwr_rllib.gradients import gradient_of
 from qwr_rllib.networks import GatedCritic, QWRNetworks
 from qwr_rllib.replay.view import ReplayView
 
@@ -112,8 +113,7 @@ class LearnerConfig:
         require("grad_clip", "a number > 0 or None", lambda v: v is None or v > 0)
         require("backup", *one_of(losses.Backup))
         require("q_spread", *one_of(losses.Spread))
-        for name in ("normalize_advantages",):
-            require(name, "true or false", lambda v: isinstance(v, bool))
+        require("normalize_advantages", "true or false", lambda v: isinstance(v, bool))
         require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
 
 
@@ -125,21 +125,19 @@ class _FlatAdam:
     """
 
     def __init__(self, module: nn.Module, lr: float, grad_clip: float | None) -> None:
-        self.parameters = list(module.parameters())
-        self.vector = parameters_to_vector(self.parameters).detach()
-        vector_to_parameters(self.vector, self.parameters)
-        self.vector.grad = torch.zeros_like(self.vector)
+        parameters = list(module.parameters())
+        vector = parameters_to_vector(parameters).detach()
+        vector_to_parameters(vector, parameters)
+        vector.grad = self.gradient = torch.zeros_like(vector)
         self._grad_clip = grad_clip
-        self.optimizer = torch.optim.Adam([self.vector], lr=lr, fused=True)
+        self.optimizer = torch.optim.Adam([vector], lr=lr, fused=True)
 
-    def step(self, loss: Tensor) -> None:
-        gradients = torch.autograd.grad(loss, self.parameters)
-        vector = self.vector.grad
-        assert vector is not None
-        torch.cat([gradient.reshape(-1) for gradient in gradients], out=vector)
+    def step(self) -> None:
+        """Takes a step along :attr:`gradient`."""
         if self._grad_clip is not None:
             # As torch.nn.utils.clip_grad_norm_ does it.
-            vector.mul_((self._grad_clip / (vector.norm() + 1e-6)).clamp_(max=1.0))
+            norm = self.gradient.norm()
+            self.gradient.mul_((self._grad_clip / (norm + 1e-6)).clamp_(max=1.0))
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,7 +172,7 @@ class Learner:
         self.target_critic: GatedCritic = copy.deepcopy(self.critic).requires_grad_(False)
         self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config.grad_clip)
         self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config.grad_clip)
-        self._device = self._critic_adam.vector.device
+        self._device = self._critic_adam.gradient.device
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -186,8 +184,12 @@ class Learner:
         compiled = config.compile
         if compiled == "auto":
             compiled = self._device.type == "cuda"
-        self._critic_loss = _compiled(self._critic_loss_of) if compiled else self._critic_loss_of
-        self._actor_loss = _compiled(self._actor_loss_of) if compiled else self._actor_loss_of
+        self._critic_gradient = gradient_of(
+            self.critic, losses.critic_loss, self._critic_adam.gradient, compiled
+        )
+        self._actor_gradient = gradient_of(
+            self.actor, self.actor.regression_loss, self._actor_adam.gradient, compiled
+        )
 
     def observe(self, obs: Tensor) -> None:
         """Takes newly collected raw observations ``(k, ...)`` into the normaliser."""
@@ -282,18 +284,14 @@ class Learner:
         minibatches = (steps, self.config.train_batch_size)
         obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
         actions = view.columns["actions"][rows].unflatten(0, minibatches)
-        predictions = torch.empty(minibatches, device=self._device)
+        totals = torch.zeros(2, device=self._device)
         for step in range(steps):
-            loss, predicted = self._critic_loss(obs[step], actions[step], scaled_targets[step])
-            self._critic_adam.step(loss)
-            predictions[step] = predicted.detach()
-        errors = (predictions - scaled_targets).square().mean()
-        q_mean = predictions.mean() * self.critic.q_scale
-        return torch.stack([errors, q_mean, targets.mean()]) * steps
-
-    def _critic_loss_of(self, obs: Tensor, actions: Tensor, targets: Tensor):
-        predicted = self.critic(obs, actions)
-        return losses.critic_loss(predicted, targets), predicted
+            loss, predicted = self._critic_gradient(
+                (obs[step], actions[step]), (scaled_targets[step],)
+            )
+            self._critic_adam.step()
+            totals += torch.stack([loss, predicted.mean() * self.critic.q_scale])
+        return torch.cat([totals, targets.mean().view(1) * steps])
 
     @torch.no_grad()
     def _targets(self, view: ReplayView, rows: Tensor, steps: int) -> Tensor:
@@ -329,17 +327,13 @@ class Learner:
         rows = view.sample(steps * self.config.train_batch_size, self._generator)
         regression, diagnostics = self._actor_regression(view, rows, minibatches, features)
         obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
-        losses_ = torch.empty(steps, device=self._device)
+        total = torch.zeros((), device=self._device)
         for step in range(steps):
-            loss = self._actor_loss(obs[step], *(part[step] for part in regression))
-            self._actor_adam.step(loss)
-            losses_[step] = loss.detach()
-        return torch.stack(
-            [losses_.sum(), diagnostics[0] * steps, diagnostics[1] * steps, diagnostics[2]]
-        )
-
-    def _actor_loss_of(self, obs: Tensor, *regression: Tensor) -> Tensor:
-        return self.actor.regression_loss(self.actor(obs), *regression)
+            loss, _ = self._actor_gradient((obs[step],), [part[step] for part in regression])
+            self._actor_adam.step()
+            total += loss
+        ess, clip_fraction, largest = diagnostics
+        return torch.stack([total, ess * steps, clip_fraction * steps, largest])
 
     @torch.no_grad()
     def _actor_regression(
@@ -385,10 +379,7 @@ class Learner:
         actions, probs = self.actor.proposals(
             mu, mu.shape[-1] if n == "all" else n, self._generator
         )
-        if features is None:
-            of_states = self._features(critic, view, states)
-        else:
-            of_states = features[states]
+        of_states = self._features(critic, view, states) if features is None else features[states]
         return critic.q_values(of_states, actions), actions, probs
 
     @torch.no_grad()
@@ -418,10 +409,6 @@ class Learner:
         self._generator.set_state(state["generator"].cpu())
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
-
-
-def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def _distinct(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

@@ -173,7 +173,7 @@ class CategoricalActor(nn.Module):
     def proposals(
         self, params: Tensor, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """``n`` samples of ``mu`` ``(..., n)``, or all actions with ``mu(a|s)`` where n covers them."""
+        """``n`` samples of ``mu`` ``(..., n)``, or all actions with ``mu(a|s)`` where n covers."""
         if n < self.num_actions:
             return self._sample(params, n, generator), None
         actions = torch.arange(self.num_actions, device=params.device)
@@ -235,7 +235,7 @@ class GatedCritic(nn.Module):
         return self.body(obs)
 
     def gate(self, features: Tensor, actions: Tensor) -> Tensor:
-        """``(1 - gamma) Q(s, a)`` ``(...)`` from features ``(..., h)`` and actions ``(..., [d])``."""
+        """``(1 - gamma) Q(s, a)`` ``(...)`` from features ``(..., h)`` and actions."""
         gated = features * torch.tanh(self.embed(actions))
         hidden = self.post(F.relu(self.norm(gated)))
         return self.head(hidden).squeeze(-1)
@@ -272,9 +272,6 @@ class QWRNetworks(nn.Module):
         normalize_observations: with a running mean and variance.
         critic_post_gate_layer: see :class:`GatedCritic`.
         with_critic: ``False`` for an agent that only acts.
-
-    Raises:
-        ValueError: if observations are not vectors.
     """
 
     def __init__(
@@ -289,11 +286,10 @@ class QWRNetworks(nn.Module):
         with_critic: bool = True,
     ) -> None:
         super().__init__()
-        if len(spec.obs_shape) != 1:
-            raise ValueError(f"observations must be vectors, got shape {spec.obs_shape}")
+        self._obs_dims = len(spec.obs_shape)
 
         def body() -> nn.Module:
-            return mlp(spec.obs_shape[0], hiddens, activation)
+            return mlp(math.prod(spec.obs_shape), hiddens, activation)
 
         width = hiddens[-1]
         self.normalizer: nn.Module = nn.Identity()
@@ -309,8 +305,9 @@ class QWRNetworks(nn.Module):
             self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """Raw observations of any dtype to what actor and critic take."""
-        return self.normalizer(obs.float())
+        """Raw observations ``(..., *obs_shape)`` to the vectors that actor and critic take."""
+        scaled = self.normalizer(obs.float())
+        return scaled.reshape(*obs.shape[: obs.dim() - self._obs_dims], -1)
 
     def behaviour(self, obs: Tensor) -> Tensor:
         """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""

@@ -5,6 +5,7 @@ rollout workers --rows--> replay actor --new rows--> learner's view --weights-->
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import logging
@@ -14,16 +15,15 @@ import random
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
-from ray.rllib.evaluation.rollout_worker import RolloutWorker
 from ray.rllib.policy.policy import Policy
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.annotations import override
@@ -48,7 +48,8 @@ from qwr_rllib.replay.storage import memory_bytes
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.rollouts import Failure, collect
 
-logger = logging.getLogger(__name__)
+# Below RLlib's logger: its handler and the config's log_level apply.
+logger = logging.getLogger("ray.rllib.qwr")
 
 REPLAY_FILE = "replay.npz"
 UPDATE_VIEW_TIMER = "update_view"
@@ -102,7 +103,7 @@ class QWRConfig(AlgorithmConfig):
         self.batch_mode = "truncate_episodes"
         # The normaliser is in the network; a filter would put filtered rows into the replay.
         self.observation_filter = "NoFilter"
-        self.model = self.model | {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        self.model |= {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True
         self.delay_between_env_runner_restarts_s = 1.0
@@ -259,7 +260,7 @@ class QWRConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
-        if self.rollout_fragment_length != "auto":  # evaluation sets its own
+        if isinstance(self.rollout_fragment_length, int):  # evaluation sets its own
             return self.rollout_fragment_length
         envs = max(1, self.num_env_runners) * self.num_envs_per_env_runner
         return self.n_interactions // envs
@@ -460,11 +461,9 @@ class QWR(Algorithm):
             ValueError: if the checkpoint is missing or incomplete, or of another environment or
                 network; nothing is restored then.
         """
-        arrays = _read_replay(Path(checkpoint_dir))
-        try:
+        with _whole(Path(checkpoint_dir)):
+            arrays = _read_replay(Path(checkpoint_dir))
             super().load_checkpoint(checkpoint_dir)
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(f"checkpoint {checkpoint_dir} is incomplete: {error}") from error
         self._load_replay(arrays)
 
     @classmethod
@@ -476,8 +475,9 @@ class QWR(Algorithm):
             ValueError: if the checkpoint is missing or incomplete.
         """
         directory = path.to_directory() if hasattr(path, "to_directory") else str(path)
-        arrays = _read_replay(Path(directory))
-        algorithm = super().from_checkpoint(directory, filesystem, **kwargs)
+        with _whole(Path(directory)):
+            arrays = _read_replay(Path(directory))
+            algorithm = super().from_checkpoint(directory, filesystem, **kwargs)
         algorithm._load_replay(arrays)
         return algorithm
 
@@ -527,13 +527,17 @@ class QWR(Algorithm):
             ray.kill(self.replay)
 
 
-def _read_replay(checkpoint: Path) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _whole(checkpoint: Path) -> Iterator[None]:
+    """Turns what a missing or truncated file of a checkpoint raises into a ``ValueError``."""
     if not checkpoint.is_dir():
         raise ValueError(f"there is no checkpoint at {checkpoint}")
     try:
-        with np.load(checkpoint / REPLAY_FILE, allow_pickle=False) as file:
-            return dict(file)
-    except FileNotFoundError:
-        raise ValueError(f"checkpoint {checkpoint} is incomplete: no {REPLAY_FILE}") from None
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        yield
+    except (EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise ValueError(f"checkpoint {checkpoint} is incomplete: {error}") from error
+
+
+def _read_replay(checkpoint: Path) -> dict[str, np.ndarray]:
+    with np.load(checkpoint / REPLAY_FILE, allow_pickle=False) as file:
+        return dict(file)

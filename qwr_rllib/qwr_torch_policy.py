@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qwr_rllib import losses
 from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.networks import GaussianActor, QWRNetworks
 from qwr_rllib.specs import Spec
 
 # What is collected of an environment step; RLlib drops what no view requirement names.
@@ -72,8 +72,10 @@ class ConstantStdGaussian(TorchDistributionWrapper):
 
     def __init__(self, inputs: Tensor, model: QWRTorchModel):
         super().__init__(inputs, model)
-        self.actor = model.networks.actor
-        self.dist = torch.distributions.Normal(inputs, self.actor.action_std)
+        actor = model.networks.actor
+        assert isinstance(actor, GaussianActor)
+        self.actor = actor
+        self.dist = torch.distributions.Normal(inputs, actor.action_std)
 
     @override(TorchDistributionWrapper)
     def logp(self, actions: Tensor) -> Tensor:
@@ -111,7 +113,8 @@ class QWRTorchPolicy(TorchPolicyV2):
         self.spec = spec_of(observation_space, action_space)
         self.learner: Learner | None = None
         super().__init__(observation_space, action_space, config, max_seq_len=1)
-        self.view_requirements = {name: self.view_requirements[name] for name in COLLECTED} | {
+        defaults = self._get_default_view_requirements()
+        self.view_requirements = {name: defaults[name] for name in COLLECTED} | {
             SampleBatch.ACTION_DIST_INPUTS: ViewRequirement(
                 space=gym.spaces.Box(-np.inf, np.inf, (self.spec.action_dim,)),
                 used_for_compute_actions=False,
@@ -163,7 +166,9 @@ class QWRTorchPolicy(TorchPolicyV2):
         actor = self.networks.actor
         with torch.inference_mode():
             params = self._params(input_dict[SampleBatch.OBS])
-            actions = actor.sample(params) if explore else actor.mode(params)
+            # On a NaN observation the environment still gets an action; the replay refuses the row.
+            finite = params.nan_to_num()
+            actions = actor.sample(finite) if explore else actor.mode(finite)
         if not self.spec.discrete:
             actions = actions.reshape(-1, *self.action_space.shape)
         self.global_timestep += len(actions)
@@ -238,7 +243,7 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def set_weights(self, weights: dict[str, np.ndarray]) -> None:
-        state = {name: torch.as_tensor(value) for name, value in weights.items()}
+        state = {name: torch.tensor(value) for name, value in weights.items()}
         # The critic, where there is one, is not among the weights that travel.
         self.networks.load_state_dict(self.networks.state_dict() | state)
 
@@ -251,10 +256,11 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def set_state(self, state: PolicyState) -> None:
-        config = self.config
-        super().set_state(state)
-        # The parent puts the checkpoint's config over ours, and so old learning rates back.
-        self.config = config
+        # The parent would put the checkpoint's config over ours, and so old learning rates back.
+        spec = state.get("policy_spec")
+        super().set_state(
+            state | {"policy_spec": spec | {"config": self.config}} if spec else state
+        )
         if self.learner is not None and "learner" in state:
             self.learner.load_state_dict(state["learner"])
 

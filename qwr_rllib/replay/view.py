@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,21 +75,24 @@ class ReplayView:
         """
         if changes.reset:
             self.kind.fill_(Slot.FREE)
-        slots = torch.from_numpy(changes.slots).to(self.device)
+
+        # Copied: arrays out of Ray's object store are read-only.
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.tensor(array, device=self.device)
+
+        slots, kind = tensor(changes.slots), tensor(changes.columns["kind"])
         for name, column in self.columns.items():
-            column[slots] = torch.from_numpy(changes.columns[name]).to(self.device)
-        kind = torch.from_numpy(changes.columns["kind"])
-        self.next[slots] = torch.from_numpy(changes.columns["next"]).to(self.device, torch.int64)
-        self.kind[slots] = kind.to(self.device)
+            column[slots] = tensor(changes.columns[name])
+        self.next[slots] = tensor(changes.columns["next"]).long()
+        self.kind[slots] = kind
         self.rows = torch.nonzero(self.kind == Slot.ROW).squeeze(1)
         self.uid, self.version = changes.uid, changes.version
 
-        inserted = torch.from_numpy(changes.columns["inserted"])
-        new = (kind == Slot.ROW) & (inserted >= self._num_inserted_seen)
-        self._num_inserted_seen = max(
-            self._num_inserted_seen, int(inserted[new].max()) + 1 if new.any() else 0
-        )
-        return slots[new.to(self.device)]
+        inserted = changes.columns["inserted"]
+        new = (changes.columns["kind"] == Slot.ROW) & (inserted >= self._num_inserted_seen)
+        if new.any():
+            self._num_inserted_seen = int(inserted[new].max()) + 1
+        return slots[tensor(new)]
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Slots of ``count`` rows, uniformly with replacement, ``(count,)``.

@@ -1,0 +1,167 @@
+"""Updates per second of the learner against a plain loop that does Algorithm 2 step by step.
+
+    python benchmarks/learner.py --rows 10000 --rows 50000 --out benchmarks/results/learner.json
+
+Both sides have the same networks, rows, minibatch sizes and thread count, and take turns in one
+process. The plain loop is what one would write first in PyTorch: autograd, ``torch.optim.Adam``,
+``clip_grad_norm_``, every minibatch's targets and weights when it is drawn. It does use that the
+critic's features of a state serve all n actions.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import time
+from dataclasses import replace
+
+import click
+import numpy as np
+import torch
+
+from qwr_rllib import losses
+from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.replay.storage import Fragment, ReplayStorage
+from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.specs import Spec
+
+WALKER = Spec((17,), "float32", 6, discrete=False)
+EPISODE = 1000
+
+
+def filled_view(rows: int, seed: int) -> ReplayView:
+    """A view of whole trajectories of random numbers, as many as ``rows`` steps."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+    storage, view = ReplayStorage(WALKER, rows), ReplayView(WALKER, rows)
+    for episode in range(rows // EPISODE):
+        mu = normal(EPISODE + 1, 6, scale=0.3)
+        storage.add(
+            Fragment(
+                episode=episode,
+                start=0,
+                obs=normal(EPISODE + 1, 17),
+                action_dist_inputs=mu,
+                actions=mu[:-1] + normal(EPISODE, 6, scale=0.4),
+                rewards=normal(EPISODE),
+                terminated=False,
+                done=True,
+            )
+        )
+    view.update(storage.changes())
+    return view
+
+
+class PlainLoop:
+    """Algorithm 2, a minibatch at a time."""
+
+    def __init__(self, networks: QWRNetworks, config: LearnerConfig, seed: int) -> None:
+        self.networks, self.config = networks, config
+        self.actor, self.critic = networks.actor, networks.critic
+        self.target = copy.deepcopy(self.critic)
+        self.critic_adam = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr)
+        self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def q_values(self, critic, view: ReplayView, slots: torch.Tensor):
+        """Q of n actions of mu at each slot: ``(..., n)`` and the actions ``(..., n, d)``."""
+        mu = view.columns["action_dist_inputs"][slots]
+        actions, _ = self.actor.proposals(mu, self.config.n_action_samples, self.generator)
+        features = critic.features(self.networks.normalize(view.columns["obs"][slots]))
+        return critic.gate(features.unsqueeze(-2), actions) * critic.q_scale, actions
+
+    def step(self, adam, parameters, loss) -> None:
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+        adam.step()
+
+    def train_critic(self, view: ReplayView) -> None:
+        config = self.config
+        for step in range(config.n_critic_steps):
+            if step % config.target_update_freq == 0:
+                self.target.load_state_dict(self.critic.state_dict())
+            rows = view.sample(config.train_batch_size, self.generator)
+            slices = view.slices(rows, config.margin)
+            with torch.no_grad():
+                q_values, _ = self.q_values(self.target, view, slices.next_slots)
+                targets = losses.lambda_returns(
+                    slices.rewards,
+                    config.gamma * slices.nonterminals,
+                    losses.backup(q_values, config.backup, config.backup_temperature),
+                    config.lambda_ * slices.continues,
+                )
+            obs = self.networks.normalize(view.columns["obs"][rows])
+            predicted = self.critic(obs, view.columns["actions"][rows])
+            loss = losses.critic_loss(predicted, targets / self.critic.q_scale)
+            self.step(self.critic_adam, self.critic.parameters(), loss)
+
+    def train_actor(self, view: ReplayView) -> None:
+        config = self.config
+        for _ in range(config.n_actor_steps):
+            rows = view.sample(config.train_batch_size, self.generator)
+            with torch.no_grad():
+                q_values, actions = self.q_values(self.critic, view, rows)
+                weights = losses.advantage_weights(q_values, config.beta, config.max_weight)
+            means = self.actor(self.networks.normalize(view.columns["obs"][rows]))
+            log_probs = self.actor.log_prob(means.unsqueeze(-2), actions)
+            loss = losses.actor_loss(log_probs, weights)
+            self.step(self.actor_adam, self.actor.parameters(), loss)
+
+
+@click.command()
+@click.option("--rows", multiple=True, type=int, default=(10_000, 50_000), show_default=True)
+@click.option("--steps", default=1000, show_default=True, help="Of each phase, in each turn.")
+@click.option("--turns", default=3, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="Writes the results as JSON.")
+def main(rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str | None) -> None:
+    torch.set_num_threads(threads)
+    config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps)
+    results = []
+    for count in rows:
+        view = filled_view(count, seed=0)
+        torch.manual_seed(0)
+        networks = QWRNetworks(WALKER)
+        sides = {
+            "plain loop": PlainLoop(copy.deepcopy(networks), config, seed=0),
+            "learner": Learner(copy.deepcopy(networks), config, seed=0),
+        }
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for _ in range(turns):
+            for name, side in sides.items():
+                for phase in ("train_critic", "train_actor"):
+                    started = time.perf_counter()
+                    getattr(side, phase)(view)
+                    seconds.setdefault((name, phase), []).append(time.perf_counter() - started)
+        row: dict[str, float] = {"rows": count}
+        for name in sides:
+            critic = np.array(seconds[name, "train_critic"])
+            actor = np.array(seconds[name, "train_actor"])
+            row[f"{name}: critic updates/s"] = steps / np.median(critic)
+            row[f"{name}: actor updates/s"] = steps / np.median(actor)
+            row[f"{name}: updates/s"] = 2 * steps / np.median(critic + actor)
+        for what in ("critic updates/s", "actor updates/s", "updates/s"):
+            row[f"ratio: {what}"] = row[f"learner: {what}"] / row[f"plain loop: {what}"]
+        results.append(row)
+        click.echo("\n".join(f"{key:32s} {value:10.2f}" for key, value in row.items()) + "\n")
+    if out:
+        about = {
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+            "threads": threads,
+            "steps": steps,
+            "turns": turns,
+        }
+        with open(out, "w") as file:
+            json.dump({"about": about, "results": results}, file, indent=2)
+            file.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""``rllib evaluate``: episodes of a checkpoint's policy, without a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import os
+import pickle
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import gymnasium as gym
+import numpy as np
+from packaging.version import Version
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline
+from ray.rllib.connectors.module_to_env import ModuleToEnvPipeline
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.policy.policy import Policy
+from ray.rllib.utils.checkpoints import get_checkpoint_info
+from ray.rllib.utils.policy import local_policy_inference
+from rich.console import Console
+from rich.table import Table
+
+from qwr_rllib.cli.experiments import ConfigError, make_env, read_file
+
+NEW_STACK = Version("2.0")
+"""RLlib's version of the checkpoints whose algorithms are on the new API stack."""
+DEFAULT_EPISODES = 10
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """An episode, from its reset to its end."""
+
+    episode: int
+    seed: int
+    episode_return: float
+    length: int
+
+
+class OldStackAgent:
+    """A ``Policy`` with its connectors: they preprocess, filter, unsquash and clip."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        policies = Policy.from_checkpoint(str(checkpoint))
+        self._policy: Policy = policies["default_policy"]  # type: ignore[index]
+        space = self._policy.observation_space
+        self.observation_space = getattr(space, "original_space", space)
+        self.action_space = self._policy.action_space
+
+    def reset(self, observation: Any) -> None:
+        self._policy.agent_connectors.reset("env")  # type: ignore[attr-defined]
+        self._observation = observation
+
+    def act(self) -> Any:
+        [(action, *_)] = local_policy_inference(
+            self._policy, "env", "agent", self._observation, explore=False
+        )
+        return action
+
+    def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
+        self._observation = observation
+
+
+class NewStackAgent:
+    """An ``RLModule`` between its connectors."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        runner = checkpoint / "env_runner"
+        modules = checkpoint / "learner_group" / "learner" / "rl_module"
+        self._to_module = EnvToModulePipeline.from_checkpoint(runner / "env_to_module_connector")
+        self._module = RLModule.from_checkpoint(modules / "default_policy")
+        self._to_env = ModuleToEnvPipeline.from_checkpoint(runner / "module_to_env_connector")
+        self.observation_space = self._to_module.input_observation_space
+        self.action_space = self._to_module.input_action_space
+
+    def reset(self, observation: Any) -> None:
+        self._episode = SingleAgentEpisode(observations=[observation])
+
+    def act(self) -> Any:
+        shared: dict[str, Any] = {
+            "episodes": [self._episode],
+            "rl_module": self._module,
+            "explore": False,
+            "shared_data": {},
+        }
+        output = self._module.forward_inference(self._to_module(batch={}, **shared))
+        output = self._to_env(batch=output, **shared)
+        self._action = output.pop(Columns.ACTIONS)[0]
+        self._extra = {key: values[0] for key, values in output.items()}
+        return self._extra.pop(Columns.ACTIONS_FOR_ENV, self._action)
+
+    def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
+        self._episode.add_env_step(
+            observation,
+            self._action,
+            reward,
+            terminated=terminated,
+            truncated=truncated,
+            extra_model_outputs=self._extra,
+        )
+
+
+Agent = OldStackAgent | NewStackAgent
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at ``path``, or the last one of the Tune trial or experiment there.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = path.resolve()
+    if not path.is_dir():
+        raise ConfigError(f"no checkpoint at {path}: no such folder")
+    if (path / "rllib_checkpoint.json").exists():
+        return path
+    inside = [
+        marker.parent
+        for pattern in ("checkpoint_*", "*/checkpoint_*")
+        for marker in path.glob(f"{pattern}/rllib_checkpoint.json")
+    ]
+    if not inside:
+        raise ConfigError(f"{path} is neither an RLlib checkpoint nor has any in it")
+    return max(inside, key=lambda found: (found.parent.stat().st_mtime, found.name))
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
+    """The algorithm, its config with that of its evaluation, and the policy.
+
+    Raises:
+        ConfigError: It is truncated, of an unknown kind, or of several agents.
+    """
+    try:
+        info = get_checkpoint_info(str(checkpoint))
+        new_stack = info["checkpoint_version"] >= NEW_STACK
+        name = "class_and_ctor_args.pkl" if new_stack else "algorithm_state.pkl"
+        with open(checkpoint / name, "rb") as file:
+            state = pickle.load(file)
+        algorithm = state["class"] if new_stack else state["algorithm_class"]
+        config = state["ctor_args_and_kwargs"][0][0] if new_stack else state["config"]
+        if isinstance(config, dict):
+            config = AlgorithmConfig.from_state(config)
+        if config.is_multi_agent:
+            raise ConfigError(f"{checkpoint} is of several agents, which is not supported")
+        overrides = config.evaluation_config
+        config = config.copy(copy_frozen=False)
+        config.update_from_dict(overrides if isinstance(overrides, dict) else {})
+        agent = NewStackAgent(checkpoint) if new_stack else OldStackAgent(checkpoint)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"cannot load checkpoint {checkpoint}: {type(error).__name__}: {error}"
+        ) from error
+    return algorithm, config, agent
+
+
+def play(
+    agent: Agent, env: gym.Env[Any, Any], seed: int, episodes: int | None, steps: int | None
+) -> Iterator[EpisodeResult]:
+    """Plays whole episodes: so many, or until there were so many steps, whichever comes first.
+
+    Args:
+        agent: Who plays.
+        env: Where.
+        seed: Of the first episode; the next has the next.
+        episodes: At most so many; ``None`` is any number.
+        steps: After so many steps no new episode begins; ``None`` is no limit.
+    """
+    played = 0
+    done_steps = 0
+    while (episodes is None or played < episodes) and (steps is None or done_steps < steps):
+        observation, _ = env.reset(seed=seed + played)
+        agent.reset(observation)
+        total, length, over = 0.0, 0, False
+        while not over:
+            observation, reward, terminated, truncated, _ = env.step(agent.act())
+            agent.observe(observation, float(reward), terminated, truncated)
+            total += float(reward)
+            length += 1
+            over = terminated or truncated
+        yield EpisodeResult(played, seed + played, total, length)
+        played += 1
+        done_steps += length
+
+
+def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> None:
+    """Writes the episodes as CSV, or with what is known about them as JSON, by the suffix."""
+    rows = [asdict(result) for result in results]
+    with open(path, "w", newline="") as file:
+        if path.suffix == ".csv":
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        else:
+            json.dump({**about, "episodes": rows}, file, indent=2)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(1), metavar="N",
+              help=f"How many; default {DEFAULT_EPISODES}, or any number with --steps.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), metavar="N",
+              help="Begin no new episode after so many environment steps.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the episodes here: .json or .csv.")  # fmt: skip
+@click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm.")
+@click.option("--env", help="Another environment than the checkpoint's.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Of the first episode; the next has the next.")  # fmt: skip
+@click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="The training's YAML or Python file, to import the modules that it needs.")  # fmt: skip
+def evaluate(
+    checkpoint: Path,
+    episodes: int | None,
+    steps: int | None,
+    out: Path | None,
+    algo: str | None,
+    env: str | None,
+    seed: int,
+    modules_file: Path | None,
+) -> None:
+    """Play episodes with a checkpoint's policy, acting without exploration.
+
+    CHECKPOINT is a checkpoint's folder, or that of a Tune trial or experiment: then the last
+    checkpoint in it is taken. No Ray is started and no GPU is used.
+    """
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # The policy is built on a GPU where there is one.
+    if out and out.suffix not in (".json", ".csv"):
+        raise ConfigError(f"--out: expected a .json or .csv file, got {out}")
+    if modules_file:
+        read_file(modules_file)
+
+    console = Console()
+    found = find_checkpoint(checkpoint)
+    if found != checkpoint.resolve():
+        console.print(f"Last checkpoint: {found}", soft_wrap=True, highlight=False)
+    algorithm, config, agent = load_checkpoint(found)
+    if algo and algo.rpartition(":")[2] != algorithm.__name__:
+        raise ConfigError(f"{found} is of {algorithm.__name__}, not {algo}")
+    if env:
+        config.environment(env)
+    if config.env is None:
+        raise ConfigError(f"{found} names no environment: give --env")
+    with contextlib.closing(make_env(algorithm, config)) as environment:
+        for kind in ("observation_space", "action_space"):
+            learned, given = getattr(agent, kind), getattr(environment, kind)
+            if _shape(learned) != _shape(given):
+                raise ConfigError(f"{found} has {kind} {learned}, {config.env} has {given}")
+        limit = episodes or (None if steps else DEFAULT_EPISODES)
+        results = list(play(agent, environment, seed, limit, steps))
+
+    returns = [result.episode_return for result in results]
+    lengths = [result.length for result in results]
+    table = Table("episode", "return", "length", box=None)
+    for column in table.columns:
+        column.justify = "right"
+    for result in results:
+        table.add_row(str(result.episode), f"{result.episode_return:.2f}", str(result.length))
+    table.add_row("mean", f"{np.mean(returns):.2f}", f"{np.mean(lengths):.1f}", style="bold")
+    table.add_row("std", f"{np.std(returns):.2f}", f"{np.std(lengths):.1f}")
+    console.print(f"{algorithm.__name__} on {config.env}", highlight=False)
+    console.print(table)
+    if out:
+        about = {
+            "checkpoint": str(found),
+            "algorithm": algorithm.__name__,
+            "env": str(config.env),
+            "return_mean": float(np.mean(returns)),
+            "return_std": float(np.std(returns)),
+        }
+        write(out, about, results)
+
+
+def _shape(space: gym.Space[Any]) -> tuple[Any, ...]:
+    return type(space), space.shape, getattr(space, "n", None)

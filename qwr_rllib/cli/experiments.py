@@ -1,0 +1,362 @@
+"""Experiments from YAML files, Python files and options; all of it checked before Ray starts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import importlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import yaml
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.registry import ALGORITHMS
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.utils.error import EnvError
+from ray.train.constants import DEFAULT_STORAGE_PATH
+from ray.tune import CheckpointConfig, PlacementGroupFactory
+from ray.tune.error import TuneError
+from ray.tune.experiment import Experiment as TuneExperiment
+from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, get_trainable_cls
+from ray.tune.search.variant_generator import format_vars, generate_variants
+from ray.tune.utils import flatten_dict
+
+from qwr_rllib.cli.user_modules import UserModules
+
+CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
+TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}
+EXPERIMENT_KEYS = TUNE_KEYS | {"env"}
+
+
+class ConfigError(click.ClickException):
+    """Something the user wrote cannot be run: one line, exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, message: object) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class JsonObject(click.ParamType):
+    """An option's value: a JSON object, such as ``{"training_iteration": 10}``."""
+
+    name = "JSON"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            parsed = value if isinstance(value, dict) else json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail(f'expected an object such as {{"key": 1}}, got {value}', param, ctx)
+        return parsed
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line says about an experiment, over what its file says."""
+
+    env: str | None = None
+    stop: dict[str, Any] = field(default_factory=dict)
+    storage_path: str | None = None
+    checkpoint_config: dict[str, Any] = field(default_factory=dict)
+    log_level: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment."""
+
+    name: str
+    algorithm: type[Algorithm]
+    stop: dict[str, float]
+    """Flat: ``{"env_runners/episode_return_mean": 100}``."""
+    storage_path: str
+    resources: dict[str, float]
+    """What the most demanding of its trials needs, such as ``{"CPU": 2.0}``."""
+    num_trials: int
+    tune_spec: dict[str, Any]
+    """What ``tune.run_experiments`` takes."""
+
+    @property
+    def path(self) -> str:
+        return f"{self.storage_path}/{self.name}"
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """``"; did you mean 'that'?"``, or nothing when no known word is near."""
+    by_lower_case = {name.lower(): name for name in known}
+    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=2)
+    names = " or ".join(repr(by_lower_case[match]) for match in matches)
+    return f"; did you mean {names}?" if names else ""
+
+
+def check_keys(keys: Collection[Any], known: Collection[str], where: str) -> None:
+    """Raises ``ConfigError`` naming the first key that is not known, and the nearest known."""
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
+
+
+# --- Reading -------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose ``5e-4`` is a number, as in YAML 1.2, and whose keys may not be repeated."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if repeated := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {min(repeated)!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_file(path: Path) -> tuple[dict[str, dict[str, Any]], UserModules]:
+    """Reads the experiments of a YAML or a Python file and loads the user's modules.
+
+    A YAML file is ``{experiment name: {run, env, config, stop, ...}}``, with a list of modules at
+    ``imports`` there or in an experiment. A Python file defines ``config``, an
+    ``AlgorithmConfig``, and perhaps a dict ``stop``. Modules are looked for in the current folder
+    and the file's.
+
+    Returns:
+        The experiments by their name, and the modules that their workers load.
+
+    Raises:
+        ConfigError: There is no such file, it is not of this form, or a module cannot be imported.
+    """
+    if not path.is_file():
+        raise ConfigError(f"cannot read {path}: no such file")
+    path = path.resolve()
+    folders = tuple(dict.fromkeys([os.getcwd(), str(path.parent)]))
+    if path.suffix != ".py":
+        specs, names = _read_yaml(path)
+        modules = UserModules(folders, names)
+        load_user_modules(modules)
+        return specs, modules
+    modules = UserModules(folders, (str(path),))
+    [module] = load_user_modules(modules)
+    config = getattr(module, "config", None)
+    if not isinstance(config, AlgorithmConfig) or config.algo_class is None:
+        raise ConfigError(f"{path}: must define `config`, an algorithm's AlgorithmConfig")
+    stop = getattr(module, "stop", {})
+    return {
+        path.stem: {"run": config.algo_class, "config": config.to_dict(), "stop": stop}
+    }, modules
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise ConfigError(f"{place}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected `experiment-name: {{run: ..., env: ...}}`")
+    imports = content.pop("imports", [])
+    if not content or not all(isinstance(spec, dict) for spec in content.values()):
+        raise ConfigError(
+            f"{path}: expected experiments, `experiment-name: {{run: ..., env: ...}}`"
+        )
+    names: list[str] = []
+    for listed in [imports, *(spec.pop("imports", []) for spec in content.values())]:
+        if not isinstance(listed, str | list):
+            raise ConfigError(f"{path}: imports must be a list of modules, got {listed!r}")
+        names += [listed] if isinstance(listed, str) else map(str, listed)
+    return {str(name): spec for name, spec in content.items()}, tuple(names)
+
+
+def load_user_modules(modules: UserModules) -> list[ModuleType]:
+    """Loads the user's modules here in the driver.
+
+    Raises:
+        ConfigError: One of them cannot be imported.
+    """
+    try:
+        return modules.load()
+    except Exception as error:
+        names = ", ".join(modules.names)
+        raise ConfigError(f"cannot import {names}: {type(error).__name__}: {error}") from error
+
+
+# --- Checking ------------------------------------------------------------------------------
+
+
+def resolve_algorithm(run: Any, where: str) -> type[Algorithm]:
+    """The algorithm called ``PPO``, registered with Tune as such, or at ``package.module:Class``.
+
+    Raises:
+        ConfigError: There is no such algorithm.
+    """
+    try:
+        if not isinstance(run, str):
+            found = run
+        elif ":" in run:
+            module, _, attribute = run.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        else:
+            found = ALGORITHMS[run]()[0] if run in ALGORITHMS else get_trainable_cls(run)
+    except TuneError as error:
+        known = [*ALGORITHMS, *_registered(TRAINABLE_CLASS)]
+        raise ConfigError(f"{where}: unknown algorithm {run!r}{nearest(run, known)}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{where}: cannot import {run!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise ConfigError(f"{where}: {run!r} is not an RLlib Algorithm")
+    return found
+
+
+def _registered(category: str) -> list[str]:
+    # Before Ray is started, Tune's registry keeps what is registered here.
+    names: list[str] = [key for kind, key in _global_registry._to_flush if kind == category]
+    return [name for name in names if not name.startswith("__")]
+
+
+def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
+    """Makes the environment as a rollout worker does.
+
+    Raises:
+        ConfigError: It cannot be made; says what to install where gymnasium knows.
+    """
+    try:
+        _, creator = algorithm._get_env_id_and_creator(config.env, config)
+        return creator(EnvContext(config.env_config, worker_index=0))
+    except Exception as error:
+        # RLlib puts a page of its own in front of gymnasium's error, which knows what is missing.
+        cause = error.__context__ if isinstance(error, EnvError) else error
+        hint = nearest(str(config.env), _registered(ENV_CREATOR))
+        if str(config.env).startswith("ALE/"):
+            hint = f"; pip install ale-py, and call it 'ale_py:{config.env}'"
+        raise ConfigError(f"cannot make env {config.env!r}: {cause or error}{hint}") from error
+
+
+def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> Experiment:
+    """Checks an experiment, in every point of its grid, without starting Ray.
+
+    Args:
+        name: The experiment's name.
+        spec: ``run``, ``env``, ``config``, ``stop``, ``checkpoint_config``, ... as in a YAML file.
+        overrides: What the command line says.
+
+    Raises:
+        ConfigError: It cannot be run: unknown or impossible settings, or an environment that
+            cannot be made.
+    """
+    check_keys(spec, EXPERIMENT_KEYS, name)
+    if not spec.get("run"):
+        raise ConfigError(f"{name}: `run`, the algorithm, is missing")
+    algorithm = resolve_algorithm(spec["run"], name)
+
+    config = dict(_mapping(spec, "config", name))
+    env = overrides.env or spec.get("env") or config.get("env")
+    config |= {"env": env} if env else {}
+    config |= {"log_level": overrides.log_level} if overrides.log_level else {}
+    checkpoint_config = _mapping(spec, "checkpoint_config", name) | overrides.checkpoint_config
+    check_keys(checkpoint_config, CHECKPOINT_KEYS, f"{name}: checkpoint_config")
+    stop = flatten_dict(_mapping(spec, "stop", name)) | flatten_dict(overrides.stop)
+    for metric, value in stop.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name}: stop: {metric!r} must be a number, got {value!r}")
+    storage_path = str(overrides.storage_path or spec.get("storage_path") or DEFAULT_STORAGE_PATH)
+    if "://" not in storage_path:
+        storage_path = os.path.abspath(os.path.expanduser(storage_path))
+        try:
+            os.makedirs(storage_path, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{name}: storage_path: {error}") from error
+
+    try:
+        CheckpointConfig(**checkpoint_config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}: checkpoint_config: {error}") from error
+    for key in ("num_samples", "max_failures"):
+        if not isinstance(spec.get(key, 0), int):
+            raise ConfigError(f"{name}: {key} must be a whole number, got {spec[key]!r}")
+
+    resources, num_variants = _check_variants(name, algorithm, config)
+    tune_spec = {key: value for key, value in spec.items() if key != "env"} | {
+        "run": algorithm,
+        "config": config,
+        "stop": stop,
+        "checkpoint_config": checkpoint_config,
+        "storage_path": storage_path,
+    }
+    num_trials = num_variants * max(1, spec.get("num_samples", 1))
+    return Experiment(name, algorithm, stop, storage_path, resources, num_trials, tune_spec)
+
+
+def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    value = spec.get(key) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: {key} must be a mapping, got {value!r}")
+    return value
+
+
+def _check_variants(
+    name: str, algorithm: type[Algorithm], config: dict[str, Any]
+) -> tuple[dict[str, float], int]:
+    """Checks every point of the grid, samplers with one draw.
+
+    Returns:
+        What the most demanding trial needs, and the number of points.
+    """
+    resources: dict[str, float] = {}
+    made: set[str] = set()
+    num_variants = 0
+    where = name
+    try:
+        for point, spec in generate_variants({"config": copy.deepcopy(config)}):
+            num_variants += 1
+            where = f"{name} ({format_vars(point)})" if point else name
+            checked = _check_config(where, algorithm, spec["config"])
+            request = algorithm.default_resource_request(copy.deepcopy(spec["config"]))
+            assert isinstance(request, PlacementGroupFactory)
+            for key, amount in request.required_resources.items():
+                resources[key] = max(amount, resources.get(key, 0))
+            if (env := f"{checked.env} {checked.env_config}") not in made and checked.env:
+                made.add(env)
+                make_env(algorithm, checked).close()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{where}: config: {error}") from error
+    return resources, num_variants
+
+
+def _check_config(
+    where: str, algorithm: type[Algorithm], config: dict[str, Any]
+) -> AlgorithmConfig:
+    checked = algorithm.get_default_config()
+    known = {*vars(checked), *checked.to_dict()}
+    # RLlib takes any key and makes an attribute of it: the new ones are the unknown.
+    checked.update_from_dict(copy.deepcopy(config))
+    if unknown := vars(checked).keys() - known:
+        check_keys(sorted(unknown), known, f"{where}: config")
+    if checked.env is None and (checked.observation_space is None or checked.action_space is None):
+        raise ConfigError(f"{where}: `env` is missing")
+    checked.validate()
+    return checked

@@ -1,0 +1,81 @@
+"""What Ctrl-C does to a run: a checkpoint of every running trial, and an end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+from ray.tune.result import SHOULD_CHECKPOINT
+from rich.console import Console
+
+
+class Interruption(Callback):
+    """Ends a run on SIGINT or SIGTERM, once its running trials have saved a checkpoint.
+
+    Tune's own handler saves the state of the experiment, not of its trials: what they learned
+    since their last checkpoint would be lost. Trials without checkpoints are not waited for.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.requested = False
+        self._unsaved: set[str] | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handles SIGINT and SIGTERM within the block; the second of them aborts.
+
+        Raises:
+            KeyboardInterrupt: On the second signal.
+        """
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, self._on_signal) for number in signals]
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._console.print(
+            "Interrupted: waiting for the running iterations and their checkpoints; "
+            "once more (Ctrl-C) ends at once.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self.requested and self._unsaved is None:
+            self._unsaved = {
+                trial.trial_id
+                for trial in trials
+                if trial.status == Trial.RUNNING
+                and (trial.checkpoint_freq or trial.checkpoint_at_end)
+            }
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if trial.trial_id in (self._unsaved or ()):
+            result[SHOULD_CHECKPOINT] = True
+
+    def on_trial_save(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if self._unsaved:
+            self._unsaved.discard(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._unsaved is None:
+            return
+        running = {trial.trial_id for trial in trials if trial.status == Trial.RUNNING}
+        self._unsaved &= running
+        if not self._unsaved:
+            # Tune ends its loop on this signal, and saves the state of the experiment.
+            signal.raise_signal(signal.SIGUSR1)

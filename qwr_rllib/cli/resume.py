@@ -1,0 +1,68 @@
+"""Going on with an earlier run of the same experiment."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import PurePosixPath
+
+import pyarrow.fs
+from ray.tune.execution.experiment_state import _find_newest_experiment_checkpoint
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
+from ray.tune.utils import flatten_dict
+
+from qwr_rllib.cli.experiments import ConfigError, Experiment
+
+
+def find_state(experiment: Experiment) -> str | None:
+    """The newest file in which Tune keeps the state of this experiment's trials, if any."""
+    files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
+    newest: str | None = _find_newest_experiment_checkpoint(path, files)
+    return newest
+
+
+def apply_stop(experiment: Experiment, state_path: str) -> set[str]:
+    """Gives the trials in Tune's state file the experiment's stop, which may be a later one.
+
+    Tune itself goes on with the criteria that the trials were started with and leaves finished
+    trials alone. Here a trial that ended because it met its criteria, and does not meet the new
+    ones, is made to go on. The result is written as a newer state file.
+
+    Returns:
+        The ids of all trials in the file.
+
+    Raises:
+        ConfigError: The file is broken.
+    """
+    files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
+    try:
+        with files.open_input_stream(state_path) as file:
+            state = json.loads(file.readall())
+        trials = [_restored(*pair) for pair in state["trial_data"]]
+    except Exception as error:
+        raise ConfigError(
+            f"cannot resume {experiment.name}: {state_path} is broken "
+            f"({type(error).__name__}: {error}); the trials' checkpoints are below {path}"
+        ) from error
+    for number, trial in enumerate(trials):
+        trial_state, metadata = state["trial_data"][number]
+        entries = json.loads(trial_state) | {"stopping_criterion": experiment.stop}
+        result = flatten_dict(trial.last_result)
+        # The result of a trial that was stopped says so itself, which is no criterion.
+        result.pop("done", None)
+        stopped = trial.status == Trial.TERMINATED and trial.should_stop(result)
+        trial.stopping_criterion = experiment.stop
+        if stopped and not trial.should_stop(result):
+            entries["status"] = Trial.PENDING
+        state["trial_data"][number] = [json.dumps(entries), metadata]
+    name = TuneController.CKPT_FILE_TMPL.format(f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+    with files.open_output_stream(str(PurePosixPath(path) / name)) as file:
+        file.write(json.dumps(state).encode())
+    return {trial.trial_id for trial in trials}
+
+
+def _restored(trial_state: str, metadata: str) -> Trial:
+    trial = Trial.from_json_state(trial_state, stub=True)
+    trial.restore_run_metadata(metadata)
+    return trial

@@ -1,0 +1,340 @@
+"""``rllib train`` and ``rllib train file``."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import math
+import os
+import shlex
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import ray
+from ray import tune
+from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import SCHEDULER_IMPORT, TrialScheduler
+from ray.tune.tune_config import ResumeConfig
+from ray.tune.utils import flatten_dict
+from rich.console import Console
+
+from qwr_rllib.cli.experiments import (
+    ConfigError,
+    Experiment,
+    JsonObject,
+    Overrides,
+    check_experiment,
+    check_keys,
+    nearest,
+    read_file,
+)
+from qwr_rllib.cli.interruption import Interruption
+from qwr_rllib.cli.progress import RETURN, Progress, number
+from qwr_rllib.cli.resume import apply_stop, find_state
+from qwr_rllib.cli.user_modules import UserModules
+
+FAILED = 1
+INTERRUPTED = 130
+
+RUN_OPTIONS = [
+    click.option("--env", "-e", help="The environment; overrides the file's."),
+    click.option("--stop", "-s", type=JsonObject(), default={}, metavar="JSON",
+                 help="When to stop, as {\"training_iteration\": 100}; merged over the file's."),
+    click.option("--experiment-name", "-n", help="The folder below the storage path."),
+    click.option("--storage-path", metavar="PATH|URI", help="For results; default ~/ray_results."),
+    click.option("--checkpoint-freq", type=click.IntRange(0), metavar="N",
+                 help="Iterations between checkpoints, 0 for none."),
+    click.option("--checkpoint-at-end", is_flag=True, help="A checkpoint when a trial is done."),
+    click.option("--keep-checkpoints-num", type=click.IntRange(1), metavar="N",
+                 help="How many checkpoints of a trial to keep; default all."),
+    click.option("--resume", is_flag=True,
+                 help="Go on with the last run of the same name and storage path."),
+    click.option("--scheduler", default="FIFO", help="A Tune scheduler, as async_hyperband."),
+    click.option("--scheduler-config", type=JsonObject(), default={}, metavar="JSON",
+                 help="The scheduler's arguments."),
+    click.option("--ray-address", envvar="RAY_ADDRESS", metavar="HOST:PORT|auto",
+                 help="A running Ray cluster; default is a Ray of our own."),
+    click.option("--ray-num-cpus", type=click.IntRange(1), help="CPUs of our own Ray."),
+    click.option("--ray-num-gpus", type=click.IntRange(0), help="GPUs of our own Ray."),
+    click.option("--ray-ui", is_flag=True, help="Start Ray's dashboard, for this machine only."),
+    click.option("-v", "verbosity", count=True, help="Ray's log at INFO; twice (-vv) at DEBUG."),
+]  # fmt: skip
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that every way to start a training has."""
+    for option in reversed(RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group(invoke_without_command=True)
+@click.option("--algo", "--run", help="The algorithm: QWR, PPO, ... or package.module:Class.")
+@click.option("--config", "-c", type=JsonObject(), default={}, metavar="JSON",
+              help="The algorithm's configuration.")  # fmt: skip
+@run_options
+@click.pass_context
+def train(
+    ctx: click.Context, algo: str | None, config: dict[str, Any], **options: Any
+) -> int | None:
+    """Train an algorithm, from options or (see `train file --help`) from a file."""
+    if ctx.invoked_subcommand:
+        given = click.core.ParameterSource.COMMANDLINE
+        if any(ctx.get_parameter_source(name) is given for name in ctx.params):
+            raise ConfigError("options come after the file: rllib train file FILE --option ...")
+        return None
+    if not algo:
+        raise ConfigError("nothing to train: give --algo and --env, or `train file FILE`")
+    specs = {"default": {"run": algo, "config": config}}
+    return _train(specs, UserModules((os.getcwd(),)), None, options)
+
+
+@train.command("file")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@run_options
+def train_file(path: Path, **options: Any) -> int:
+    """Train the experiments of a YAML file, or a Python file's `config`."""
+    specs, modules = read_file(path)
+    return _train(specs, modules, path if modules.names else None, options)
+
+
+def _train(
+    specs: dict[str, dict[str, Any]],
+    modules: UserModules,
+    modules_file: Path | None,
+    options: dict[str, Any],
+) -> int:
+    """Checks the experiments, starts Ray and runs them one after the other.
+
+    One after the other, because Tune can resume only one experiment per run.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: Something is wrong; nothing was started.
+    """
+    _quiet(options["verbosity"])
+    if (name := options["experiment_name"]) and len(specs) > 1:
+        raise ConfigError(f"--experiment-name: the file has {len(specs)} experiments")
+    checkpoint_config = {
+        "checkpoint_frequency": options["checkpoint_freq"],
+        "checkpoint_at_end": options["checkpoint_at_end"] or None,
+        "num_to_keep": options["keep_checkpoints_num"],
+    }
+    overrides = Overrides(
+        env=options["env"],
+        stop=options["stop"],
+        storage_path=options["storage_path"],
+        checkpoint_config={k: v for k, v in checkpoint_config.items() if v is not None},
+        log_level={0: None, 1: "INFO"}.get(options["verbosity"], "DEBUG"),
+    )
+    experiments = [check_experiment(name or key, spec, overrides) for key, spec in specs.items()]
+    make_scheduler(options["scheduler"], options["scheduler_config"])
+    resumed = _prepare_resume(experiments) if options["resume"] else {}
+
+    console = Console()
+    exit_codes = []
+    with _ray_started(experiments, modules, options, console):
+        for experiment in experiments:
+            scheduler = make_scheduler(options["scheduler"], options["scheduler_config"])
+            trial_ids = resumed.get(experiment.name, set())
+            trials, code = run(experiment, scheduler, trial_ids, console)
+            exit_codes.append(code)
+            report(experiment, trials, code, modules_file, console)
+            if code == INTERRUPTED:
+                break
+    return max(exit_codes)
+
+
+def _quiet(verbosity: int) -> None:
+    level = {0: logging.ERROR, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    for name in ("ray", "ray.rllib", "ray.tune"):
+        logging.getLogger(name).setLevel(level)
+    if not verbosity:
+        warnings.simplefilter("ignore")
+        # What Tune logs as errors are the trials' failures, which `report` tells.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def make_scheduler(name: str, arguments: dict[str, Any]) -> TrialScheduler:
+    """A Tune scheduler by its name; Tune itself drops arguments it does not know.
+
+    Raises:
+        ConfigError: There is no such scheduler, or it does not take the arguments.
+    """
+    found: Any = SCHEDULER_IMPORT.get(name.lower())
+    if found is None:
+        raise ConfigError(f"--scheduler: unknown {name!r}{nearest(name, SCHEDULER_IMPORT)}")
+    try:
+        scheduler_class = found() if inspect.isfunction(found) else found
+        check_keys(arguments, inspect.signature(scheduler_class).parameters, "--scheduler-config")
+        return scheduler_class(**arguments)
+    except (ImportError, TypeError, ValueError, TuneError) as error:
+        raise ConfigError(f"--scheduler {name}: {error}") from error
+
+
+def _prepare_resume(experiments: list[Experiment]) -> dict[str, set[str]]:
+    """The ids of the trials to go on with, by the name of their experiment."""
+    states = {experiment.name: find_state(experiment) for experiment in experiments}
+    if not any(states.values()):
+        places = ", ".join(experiment.path for experiment in experiments)
+        raise ConfigError(f"nothing to resume in {places}")
+    return {
+        experiment.name: apply_stop(experiment, state)
+        for experiment in experiments
+        if (state := states[experiment.name])
+    }
+
+
+@contextlib.contextmanager
+def _ray_started(
+    experiments: list[Experiment], modules: UserModules, options: dict[str, Any], console: Console
+) -> Iterator[None]:
+    """Our own Ray or the cluster at the address, with room for a trial of each experiment.
+
+    Raises:
+        ConfigError: There is no such cluster, or our own Ray is too small.
+    """
+    address = options["ray_address"]
+    amounts = {"num_cpus": options["ray_num_cpus"], "num_gpus": options["ray_num_gpus"]}
+    if address and any(amount is not None for amount in amounts.values()):
+        raise ConfigError("--ray-num-cpus and --ray-num-gpus do not go with --ray-address")
+    if address:
+        address = _reachable(address)
+    # "local": without an address, the file that a Ray now gone has left behind would be one.
+    own = amounts | {"include_dashboard": options["ray_ui"], "dashboard_host": "127.0.0.1"}
+    # See `Interruption` for what is done instead of Tune's handler.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Tune's newer output prints a table even when it is told to be silent.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Tune's state is what a resume after a crash begins with. By default it is written every ten
+    # seconds or more, and the checkpoints after it are lost.
+    num_trials = max(experiment.num_trials for experiment in experiments)
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 + num_trials // 10))
+    try:
+        context = ray.init(
+            address=address or "local",
+            **({} if address else own),
+            logging_level=logging.getLogger("ray").level,
+            log_to_driver=options["verbosity"] > 0,
+            runtime_env={"worker_process_setup_hook": modules.worker_setup()},
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot start Ray: {error}") from error
+    try:
+        if options["ray_ui"]:
+            console.print(f"Dashboard: http://{context.dashboard_url}")
+        for experiment in experiments:
+            _check_room(experiment, bool(address), console)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _reachable(address: str) -> str:
+    """The cluster's ``host:port``; ``auto`` finds the one that runs on this machine."""
+    try:
+        found: str = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = found.rpartition(":")
+        # Where nobody listens, `ray.init` waits for ever and cannot be interrupted.
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        hint = "expected auto or host:port, on a node of the cluster"
+        raise ConfigError(f"no Ray cluster at {address}: {error}; {hint}") from error
+    return found
+
+
+def _check_room(experiment: Experiment, may_grow: bool, console: Console) -> None:
+    there = ray.cluster_resources()
+    for resource, amount in experiment.resources.items():
+        if amount > there.get(resource, 0):
+            has = f"Ray has {there.get(resource, 0):g}"
+            message = f"{experiment.name}: a trial needs {amount:g} {resource}, {has}"
+            if not may_grow:
+                raise ConfigError(f"{message}; lower num_env_runners or num_gpus, or give Ray more")
+            console.print(f"{message}; waiting for the cluster to grow")
+
+
+def run(
+    experiment: Experiment, scheduler: TrialScheduler, resumed: set[str], console: Console
+) -> tuple[list[Trial], int]:
+    """Runs an experiment, or goes on with the trials ``resumed``.
+
+    Returns:
+        Its trials and the exit code.
+    """
+    if not experiment.stop and "time_budget_s" not in experiment.tune_spec:
+        console.print(f"{experiment.name}: no stop is given, it runs until Ctrl-C")
+    interruption = Interruption(console)
+    show_trials = max(experiment.num_trials, len(resumed)) > 1
+    progress = Progress(console, experiment.stop, show_trials, resumed)
+    retry = ResumeConfig.ResumeType.RESUME
+    resume_config = ResumeConfig(errored=retry) if resumed else None  # type: ignore[arg-type]
+    try:
+        with interruption.installed():
+            trials = tune.run_experiments(
+                {experiment.name: dict(experiment.tune_spec)},
+                scheduler=scheduler,
+                verbose=0,
+                callbacks=[progress, interruption],
+                resume_config=resume_config,
+                raise_on_failed_trial=False,
+            )
+    except KeyboardInterrupt:
+        return [], INTERRUPTED
+    except (RayError, TuneError) as error:
+        click.echo(f"Error: {experiment.name}: {_last_line(str(error))}", err=True)
+        return [], FAILED
+    failed = any(trial.status == Trial.ERROR for trial in trials)
+    return trials, INTERRUPTED if interruption.requested else FAILED if failed else 0
+
+
+def report(
+    experiment: Experiment,
+    trials: list[Trial],
+    code: int,
+    modules_file: Path | None,
+    console: Console,
+) -> None:
+    """Says what came out of a run and which commands go on from here."""
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    program = click.get_current_context().find_root().info_name or "rllib"
+    say(f"Results: {experiment.path}")
+    last = {trial: flatten_dict(trial.last_result).get(RETURN, math.nan) for trial in trials}
+    for trial in trials:
+        best = trial.metric_analysis.get(RETURN, {}).get("max")
+        say(f"{trial}: last return {number(last[trial])}, best {number(best)}")
+    checkpoints = {trial: trial.checkpoint for trial in trials if trial.checkpoint}
+    if checkpoints:
+        best_trial = max(checkpoints, key=lambda trial: (not math.isnan(last[trial]), last[trial]))
+        command = [program, "evaluate", checkpoints[best_trial].path]
+        command += ["--file", str(modules_file)] if modules_file else []
+        say(f"Evaluate: {shlex.join(command)}")
+    elif trials:
+        say("No checkpoint was saved: see --checkpoint-freq and --checkpoint-at-end")
+    for trial in trials:
+        if trial.status == Trial.ERROR:
+            place = f"{trial.path}/{trial.run_metadata.error_filename}"
+            click.echo(
+                f"Error: {trial}: {_last_line(str(trial.get_error()))} (see {place})", err=True
+            )
+    if code:
+        arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+        say(f"Resume: {shlex.join([program, *arguments, '--resume'])}")
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "?")

@@ -1,0 +1,231 @@
+"""Gradients of the two regressions by hand, into preallocated buffers. Knows torch only.
+
+The inner loops are thousands of steps on networks of a few 256 x 256 layers. At that size
+autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
+layers' backward passes are written out; the gradient of the loss itself stays autograd's. The
+numbers are those of autograd up to rounding, which the tests check. Networks with other layers
+than these go through :class:`AutogradGradient`, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qwr_rllib.networks import CategoricalActor, GatedCritic, GaussianActor
+
+Loss = Callable[..., Tensor]
+aten: Any = torch.ops.aten
+
+
+class Gradient(Protocol):
+    """Writes a minibatch's gradient where it was told at construction."""
+
+    def __call__(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the loss, a scalar, and the network's outputs; both without gradient.
+
+        Args:
+            inputs: what the network takes, each ``(batch, ...)``.
+            targets: what the loss takes after the network's outputs.
+        """
+        ...
+
+
+def gradient_of(module: nn.Module, loss: Loss, into: Tensor, compiled: bool) -> Gradient:
+    """The fastest gradient there is for this network and device.
+
+    Args:
+        module: a critic or an actor.
+        loss: ``loss(module(*inputs), *targets)`` is a scalar.
+        into: ``(p,)``, receives the gradient of all parameters in their order, flat.
+        compiled: let ``torch.compile`` fuse forward and backward pass.
+    """
+    on_cpu = into.device.type == "cpu"
+    if on_cpu and not compiled:
+        if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
+            return CriticGradient(module, loss, into)
+        if isinstance(module, (GaussianActor, CategoricalActor)) and (
+            _dense_layers(module.body, module.head) is not None
+        ):
+            return ActorGradient(module, loss, into)
+    return AutogradGradient(module, loss, into, compiled)
+
+
+class AutogradGradient:
+    """Any network's gradient, by autograd."""
+
+    def __init__(self, module: nn.Module, loss: Loss, into: Tensor, compiled: bool = False) -> None:
+        def forward(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            outputs = module(*inputs)
+            return loss(outputs, *targets), outputs
+
+        self._forward = torch.compile(forward, dynamic=False) if compiled else forward
+        self._parameters = list(module.parameters())
+        self._into = into
+
+    def __call__(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            loss, outputs = self._forward(inputs, targets)
+            gradients = torch.autograd.grad(loss, self._parameters)
+        torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._into)
+        return loss.detach(), outputs.detach()
+
+
+def _dense_layers(*modules: nn.Module) -> list[tuple[nn.Linear, bool]] | None:
+    """The linear layers, and whether a ReLU follows; ``None`` if there is anything else."""
+    layers: list[tuple[nn.Linear, bool]] = []
+    for module in modules:
+        for each in module.modules():
+            if isinstance(each, nn.Linear):
+                layers.append((each, False))
+            elif isinstance(each, nn.ReLU) and layers:
+                layers[-1] = (layers[-1][0], True)
+            elif not isinstance(each, (nn.Sequential, nn.Identity)):
+                return None
+    return layers
+
+
+def _views(into: Tensor, module: nn.Module) -> dict[Tensor, Tensor]:
+    parts = into.split([parameter.numel() for parameter in module.parameters()])
+    parameters = module.parameters()
+    return {each: part.view_as(each) for each, part in zip(parameters, parts, strict=True)}
+
+
+def _loss_gradient(loss: Loss, outputs: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        value = loss(leaf, *targets)
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+class _Dense:
+    """Linear layers with ReLU between; keeps its activations from forward to backward."""
+
+    def __init__(self, layers: list[tuple[nn.Linear, bool]], views: dict[Tensor, Tensor]) -> None:
+        self._layers = [
+            (layer.weight, layer.bias, views[layer.weight], views[layer.bias], relu)
+            for layer, relu in layers
+        ]
+        self._outputs: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not self._outputs or len(self._outputs[0]) != len(inputs):
+            shapes = [(len(inputs), len(weight)) for weight, *_ in self._layers]
+            self._outputs = [inputs.new_empty(shape) for shape in shapes]
+            self._gradients = [inputs.new_empty(shape) for shape in shapes]
+        self._inputs = inputs
+        for (weight, bias, *_, relu), output in zip(self._layers, self._outputs, strict=True):
+            torch.addmm(bias, inputs, weight.t(), out=output)
+            inputs = output.relu_() if relu else output
+        return inputs
+
+    def backward(self, gradient: Tensor, through: bool = False) -> Tensor:
+        """Takes the gradient of the outputs (and overwrites it).
+
+        With ``through``, returns that of the inputs.
+        """
+        for i in range(len(self._layers) - 1, -1, -1):
+            weight, _, weight_gradient, bias_gradient, relu = self._layers[i]
+            if relu:
+                aten.threshold_backward.grad_input(
+                    gradient, self._outputs[i], 0.0, grad_input=gradient
+                )
+            inputs = self._outputs[i - 1] if i else self._inputs
+            torch.mm(gradient.t(), inputs, out=weight_gradient)
+            torch.sum(gradient, 0, out=bias_gradient)
+            if i:
+                gradient = torch.mm(gradient, weight, out=self._gradients[i - 1])
+            elif through:
+                gradient = torch.mm(gradient, weight)
+        return gradient
+
+
+class ActorGradient:
+    """Of an actor whose body is linear layers and ReLUs."""
+
+    def __init__(self, actor: GaussianActor | CategoricalActor, loss: Loss, into: Tensor) -> None:
+        layers = _dense_layers(actor.body, actor.head)
+        assert layers is not None
+        self._dense = _Dense(layers, _views(into, actor))
+        self._loss = loss
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        outputs = self._dense.forward(inputs[0])
+        loss, gradient = _loss_gradient(self._loss, outputs, targets)
+        self._dense.backward(gradient)
+        return loss, outputs
+
+
+class CriticGradient:
+    """Of a :class:`GatedCritic` whose body is linear layers and ReLUs."""
+
+    def __init__(self, critic: GatedCritic, loss: Loss, into: Tensor) -> None:
+        views = _views(into, critic)
+        body, post = _dense_layers(critic.body), _dense_layers(critic.post)
+        assert body is not None
+        assert post is not None
+        self._critic = critic
+        self._body = _Dense(body, views)
+        self._post = _Dense(post, views) if post else None
+        self._embed_gradients = [views[each] for each in critic.embed.parameters()]
+        self._norm_gradients = [views[each] for each in critic.norm.parameters()]
+        self._head_gradients = [views[each] for each in critic.head.parameters()]
+        self._loss = loss
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        obs, actions = inputs
+        critic = self._critic
+        norm, head = critic.norm, critic.head.weight[0]
+
+        features = self._body.forward(obs)
+        gates = critic.embed(actions).tanh_()
+        gated = features * gates
+        hidden, mean, rstd = torch.native_layer_norm(
+            gated, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+        )
+        relu = hidden.relu_()
+        last = self._post.forward(relu) if self._post else relu
+        outputs = torch.addmv(critic.head.bias, last, head)
+
+        loss, gradient = _loss_gradient(self._loss, outputs, targets)
+        weight_gradient, bias_gradient = self._head_gradients
+        torch.mv(last.t(), gradient, out=weight_gradient[0])
+        torch.sum(gradient, 0, keepdim=True, out=bias_gradient)
+        gradient = torch.outer(gradient, head)
+        if self._post:
+            gradient = self._post.backward(gradient, through=True)
+        aten.threshold_backward.grad_input(gradient, relu, 0.0, grad_input=gradient)
+        gradient, *norm_gradients = aten.native_layer_norm_backward(
+            gradient, gated, norm.normalized_shape, mean, rstd, norm.weight, norm.bias,
+            [True, True, True],
+        )  # fmt: skip
+        for into, value in zip(self._norm_gradients, norm_gradients, strict=True):
+            into.copy_(value)
+        gate_gradient = aten.tanh_backward(gradient * features, gates)
+        self._embed_backward(actions, gate_gradient)
+        self._body.backward(gradient.mul_(gates))
+        return loss, outputs
+
+    def _embed_backward(self, actions: Tensor, gradient: Tensor) -> None:
+        if isinstance(self._critic.embed, nn.Embedding):
+            (weight_gradient,) = self._embed_gradients
+            weight_gradient.zero_().index_add_(0, actions, gradient)
+        else:
+            weight_gradient, bias_gradient = self._embed_gradients
+            torch.mm(gradient.t(), actions, out=weight_gradient)
+            torch.sum(gradient, 0, out=bias_gradient)

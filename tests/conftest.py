@@ -1,0 +1,17 @@
+"""Settings of every test process."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The tensors here are tiny: threads would only wait for each other.
+torch.set_num_threads(1)
+
+# The same examples each time, and no failure for a machine that is busy.
+settings.register_profile("steady", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

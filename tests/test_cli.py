@@ -1,0 +1,442 @@
+"""The commands, in this process where they end before Ray starts and as subprocesses else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+from click.testing import CliRunner, Result
+from ray.rllib.policy.policy import Policy
+from ray.rllib.utils.spaces.space_utils import unsquash_action
+
+from qwr_rllib.cli import qwr, rllib
+from qwr_rllib.cli.experiments import Overrides, check_experiment, read_file
+from qwr_rllib.cli.progress import row, seconds_left
+from qwr_rllib.cli.resume import apply_stop, find_state
+
+ENVS = """
+import gymnasium as gym
+import numpy as np
+from neighbour import LENGTH
+
+
+class Walk(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-2, 6, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._observation(), float(action[0]), False, self.t >= LENGTH, {}
+
+    def _observation(self):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+# Gymnasium's registry is of one process: a rollout worker knows this only if it imports us.
+gym.register("CliWalk-v0", Walk)
+"""
+
+WALK = """
+imports: [walking]
+walk:
+  run: QWR
+  env: CliWalk-v0
+  stop: {training_iteration: 100000}
+  checkpoint_config: {checkpoint_frequency: 1000, num_to_keep: 3}
+  config: &small
+    num_env_runners: 1
+    n_interactions: 40
+    n_critic_steps: 2
+    n_actor_steps: 2
+    target_update_freq: 2
+    train_batch_size: 8
+"""
+
+STUMBLE = """
+from qwr_rllib import QWRConfig
+from .walking import Walk
+
+
+class Stumble(Walk):
+    def step(self, action):
+        if self.t == 15:
+            raise ArithmeticError("one leg too few")
+        return super().step(action)
+
+
+config = (
+    QWRConfig()
+    .environment(Stumble)
+    .env_runners(num_env_runners=0)
+    .training(n_interactions=40, n_critic_steps=2, n_actor_steps=2, target_update_freq=2)
+)
+stop = {"training_iteration": 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: environments, and the files that train on them."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "neighbour.py").write_text("LENGTH = 20\n")
+    (folder / "walking.py").write_text(ENVS)
+    (folder / "walk.yaml").write_text(WALK)
+    (folder / "stumble.py").write_text(STUMBLE)
+    return folder
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(rllib, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, *parts: str) -> None:
+    """One line, exit code 2, nothing started."""
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+    for part in parts:
+        assert part in result.stderr
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a:\n  run: QWR\n   env: x\n", ["file.yaml:3:7"]),
+        ("just words", ["experiment-name"]),
+        ("a: {env: Pendulum-v1}", ["a: `run`"]),
+        ("a: {run: QRW, env: Pendulum-v1}", ["'QRW'", "'QWR'"]),
+        ("a: {run: ppoo, env: CartPole-v1}", ["'ppoo'", "'PPO'"]),
+        ("a: {run: 'no_such_module:Algo', env: CartPole-v1}", ["no_such_module"]),
+        ("a: {run: 'json:dumps', env: CartPole-v1}", ["'json:dumps'"]),
+        ("a: {run: QWR}", ["`env` is missing"]),
+        ("a: {run: QWR, env: Pendulim-v1}", ["'Pendulim-v1'", "`Pendulum`"]),
+        ("a: {run: QWR, env: ALE/Pong-v5}", ["ale_py:ALE/Pong-v5"]),
+        ("a: {run: QWR, env: LunarLander-v3}", ["pip install"]),
+        ("a: {run: QWR, env: Pendulum-v1, checkpiont_config: {}}", ["'checkpoint_config'"]),
+        ("a: {run: QWR, env: Pendulum-v1, checkpoint_config: {frequency: 1}}", ["'frequency'"]),
+        ("a: {run: QWR, env: Pendulum-v1, num_samples: many}", ["num_samples", "'many'"]),
+        ("a: {run: QWR, env: Pendulum-v1, stop: {training_iteration: soon}}", ["'soon'"]),
+        ("a: {run: QWR, env: Pendulum-v1, config: {margn: 1}}", ["'margn'", "'margin'"]),
+        ("a: {run: QWR, env: Pendulum-v1, config: {margin: 0}}", ["margin", "0"]),
+        (
+            "a: {run: QWR, env: Pendulum-v1, config: {margin: {grid_search: [1, 3, 0]}}}",
+            ["margin=0", "got 0"],
+        ),
+        ("a: {run: PPO, env: CartPole-v1, config: {lrr: 1}}", ["'lrr'", "'lr'"]),
+        ("a: {run: QWR, env: Pendulum-v1, config: {beta: 1.0, beta: 2.0}}", ["'beta'", "twice"]),
+        ("imports: [no_such_module]\na: {run: QWR, env: Pendulum-v1}", ["no_such_module"]),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str, parts: list[str]) -> None:
+    (tmp_path / "file.yaml").write_text(text)
+    result = invoke("train", "file", tmp_path / "file.yaml", "--storage-path", tmp_path)
+    assert_refused(result, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--resume"], ["nothing to resume in", "/results/a"]),
+        (["--stop", "{'a': 1}"], ["--stop", "not JSON"]),
+        (["--stop", "[1]"], ["--stop", "object"]),
+        (["--checkpoint-freq", "-1"], ["--checkpoint-freq"]),
+        (["--chekpoint-freq", "1"], ["--checkpoint-freq"]),
+        (["--scheduler", "async_hyperbnd"], ["'async_hyperband'"]),
+        (["--scheduler", "pbt", "--scheduler-config", '{"time_atr": 1}'], ["'time_attr'"]),
+        (["--storage-path", "/proc/nowhere"], ["/proc/nowhere"]),
+        (["--ray-address", "127.0.0.1:1"], ["127.0.0.1:1"]),
+        (["--ray-address", "auto:1", "--ray-num-cpus", "1"], ["--ray-num-cpus"]),
+    ],
+)
+def test_bad_options(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_text("a: {run: QWR, env: Pendulum-v1}")
+    result = invoke("train", "file", file, "--storage-path", tmp_path / "results", *arguments)
+    assert_refused(result, *parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["train", "file", "missing.yaml"], ["missing.yaml"]),
+        (["train", "file", "missing.py"], ["missing.py"]),
+        (["train"], ["--algo"]),
+        (["train", "--algo", "QWR"], ["`env` is missing"]),
+        (["train", "--algo", "QWR", "file", "x.yaml"], ["after the file"]),
+        (["evaluate", "/nowhere"], ["/nowhere"]),
+        (["evaluate", "/"], ["neither"]),
+        (["trian"], ["'trian'"]),
+    ],
+)
+def test_bad_command(arguments: list[str], parts: list[str]) -> None:
+    assert_refused(invoke(*arguments), *parts)
+
+
+@pytest.mark.parametrize("group", [rllib, qwr])
+def test_help(group) -> None:
+    result = CliRunner().invoke(group, ["train", "file", "--help"])
+    assert result.exit_code == 0
+    assert "--checkpoint-freq" in result.stdout
+
+
+def test_command_line_is_merged_over_the_file(project: Path, tmp_path: Path) -> None:
+    specs, _ = read_file(project / "walk.yaml")
+    experiment = check_experiment(
+        "walk",
+        specs["walk"],
+        Overrides(
+            stop={"env_runners": {"episode_return_mean": 5}},
+            storage_path=str(tmp_path),
+            checkpoint_config={"checkpoint_frequency": 2},
+        ),
+    )
+    assert experiment.stop == {"training_iteration": 100000, "env_runners/episode_return_mean": 5}
+    assert experiment.tune_spec["checkpoint_config"] == {
+        "checkpoint_frequency": 2,
+        "num_to_keep": 3,
+    }
+    assert experiment.tune_spec["config"]["env"] == "CliWalk-v0"
+    assert experiment.path == f"{tmp_path}/walk"
+    assert experiment.resources == {"CPU": 2.0}
+
+
+def test_grid_is_counted_and_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "a: {run: QWR, env: Pendulum-v1, num_samples: 2,"
+        " config: {critic_lr: {grid_search: [5e-4, 1e-3, 2]}}}"
+    )
+    specs, _ = read_file(file)
+    experiment = check_experiment("a", specs["a"], Overrides(storage_path=str(tmp_path)))
+    assert experiment.tune_spec["config"]["critic_lr"]["grid_search"] == [0.0005, 0.001, 2]
+    assert experiment.num_trials == 6
+
+
+def test_row_of_qwr_and_of_an_algorithm_without_its_metrics() -> None:
+    result = {
+        "training_iteration": 5,
+        "num_env_steps_sampled_lifetime": 5000,
+        "time_total_s": 100.0,
+        "env_runners/episode_return_mean": 12.345,
+        "learner/critic_loss": 0.012345678,
+        "learner/actor_loss": 1.5,
+        "learner/critic_updates_per_s": 400.4,
+        "learner/actor_updates_per_s": 300.0,
+        "evaluation/env_runners/episode_return_mean": -3.0,
+    }
+    stop = {"num_env_steps_sampled_lifetime": 20000, "training_iteration": 1000}
+    # A quarter of the steps took 100 s: 300 s are left, sooner than the 1000 iterations.
+    assert row(result, stop) == [
+        "5/1000", "5000/20000", "12.3", "0.01235", "1.5", "400/300", "-3.0", "0:01:40", "0:05:00",
+    ]  # fmt: skip
+    bare = {"training_iteration": 5, "env_runners/episode_return_mean": float("nan")}
+    assert row(bare, {}) == ["5", *"--------"]
+    assert seconds_left(result, {"env_runners/episode_return_mean": 100}) is None
+
+
+def test_python_file_may_import_its_neighbours(project: Path) -> None:
+    specs, modules = read_file(project / "stumble.py")
+    assert specs["stumble"]["stop"] == {"training_iteration": 2}
+    assert modules.names == (str(project / "stumble.py"),)
+    (project / "no_config.py").write_text("config = {}")
+    assert_refused(invoke("train", "file", project / "no_config.py"), "must define `config`")
+
+
+# --- With Ray ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def running(project: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "qwr_rllib.cli", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, cwd=project.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
+    """Reads the output until a line that matches."""
+    assert process.stdout is not None
+    read = []
+    for line in process.stdout:
+        read.append(line)
+        if match := re.search(pattern, line):
+            return match
+    assert process.stderr is not None
+    raise AssertionError("".join(read) + process.stderr.read())
+
+
+def train_walk(results: Path, *more: str) -> list[object]:
+    options = ["--storage-path", results, "--ray-num-cpus", 2, "--checkpoint-freq", 1]
+    return ["train", "file", "project/walk.yaml", *options, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was interrupted, resumed, killed, and resumed to its end."""
+    results = tmp_path_factory.mktemp("results")
+    with running(project, *train_walk(results)) as process:
+        wait_for(process, r"^ *3/100000 +120 ")
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, output + errors
+    assert not errors
+    assert "\x1b" not in output
+    [resume] = re.findall(r"^Resume: (.*)", output, re.MULTILINE)
+    assert resume.startswith("rllib train file project/walk.yaml") and resume.endswith("--resume")
+    last = re.findall(r"^ *(\d+)/100000 ", output, re.MULTILINE)[-1]
+
+    with running(project, *train_walk(results, "--resume")) as process:
+        # Interrupted after its last iteration was saved: nothing is lost.
+        [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
+        assert done == last
+        wait_for(process, rf"^ *{int(done) + 1}/100000 +{40 * int(done) + 40} ")
+        wait_for(process, rf"^ *{int(done) + 200}/100000 ")
+        process.kill()
+
+    end = int(done) + 400
+    stop = json.dumps({"training_iteration": end})
+    with running(project, *train_walk(results, "--resume", "--stop", stop)) as process:
+        # The kill costs about the last second: of the 200 iterations most are there.
+        [after] = wait_for(process, r"goes on after iteration (\d+)").groups()
+        assert int(done) < int(after) < end
+        wait_for(process, rf"^ *{int(after) + 1}/{end} +{40 * int(after) + 40} ")
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    assert re.search(rf"^Results: {results}/walk$", output, re.MULTILINE)
+    assert re.search(r"last return -?\d+\.\d, best -?\d+\.\d", output)
+    evaluate = rf"^Evaluate: rllib evaluate {results}/walk/QWR_\S+/checkpoint_\d+ --file "
+    assert re.search(evaluate, output, re.MULTILINE)
+    assert len(list(results.glob("walk/QWR_*/checkpoint_*"))) == 3  # num_to_keep of the file
+    return results / "walk"
+
+
+def test_interrupt_kill_resume(trained: Path) -> None:
+    assert trained.is_dir()
+
+
+def test_later_stop_takes_finished_trials_up_again(project: Path, trained: Path) -> None:
+    specs, _ = read_file(project / "walk.yaml")
+
+    def status_with(stop: dict[str, float]) -> str:
+        overrides = Overrides(stop=stop, storage_path=str(trained.parent))
+        experiment = check_experiment("walk", specs["walk"], overrides)
+        before = find_state(experiment)
+        assert before
+        apply_stop(experiment, before)
+        after = find_state(experiment)
+        assert after and after > before
+        [[trial, _]] = json.loads(Path(after).read_text())["trial_data"]
+        Path(after).unlink()
+        assert json.loads(trial)["stopping_criterion"] == experiment.stop
+        return json.loads(trial)["status"]
+
+    assert status_with({"training_iteration": 5}) == "TERMINATED"
+    assert status_with({"training_iteration": 10**6}) == "PENDING"
+
+
+def test_broken_state_is_not_a_new_run(project: Path, trained: Path) -> None:
+    state = trained / "experiment_state-9999-01-01_00-00-00.json"
+    state.write_text('{"trial_data": [["{}"')
+    try:
+        assert_refused(invoke(*train_walk_in(project, trained.parent), "--resume"), str(state))
+    finally:
+        state.unlink()
+
+
+def train_walk_in(project: Path, results: Path) -> list[object]:
+    return ["train", "file", project / "walk.yaml", "--storage-path", results]
+
+
+def test_evaluate(project: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "episodes.json"
+    options = ["--file", project / "walk.yaml", "--episodes", 3, "--seed", 7, "--out", out]
+    result = invoke("evaluate", trained, *options)
+    assert result.exit_code == 0, result.output
+    assert not ray.is_initialized()
+    written = json.loads(out.read_text())
+    assert written["checkpoint"] in result.stdout
+
+    # The same by hand: the mode action, from the policy's [-1, 1] to the environment's [-2, 6].
+    policy = Policy.from_checkpoint(written["checkpoint"])["default_policy"]
+    env = gym.make("CliWalk-v0")
+    for number, episode in enumerate(written["episodes"]):
+        observation, _ = env.reset(seed=7 + number)
+        total, length, over = 0.0, 0, False
+        while not over:
+            action, _, _ = policy.compute_single_action(observation, explore=False)
+            action = unsquash_action(action, policy.action_space_struct)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, length, over = total + float(reward), length + 1, terminated or truncated
+        assert episode == {
+            "episode": number,
+            "seed": 7 + number,
+            "episode_return": pytest.approx(total, rel=1e-5),
+            "length": 20,
+        }
+    returns = [episode["episode_return"] for episode in written["episodes"]]
+    assert written["return_mean"] == pytest.approx(np.mean(returns))
+    assert written["return_std"] == pytest.approx(np.std(returns))
+    assert f"{written['return_mean']:.2f}" in result.stdout
+
+
+def test_evaluate_stops_after_steps_and_writes_csv(
+    project: Path, trained: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "episodes.csv"
+    options = ["--file", project / "walk.yaml", "--steps", 21, "--out", out]
+    assert invoke("evaluate", trained, *options).exit_code == 0
+    lines = out.read_text().splitlines()
+    assert lines[0] == "episode,seed,episode_return,length"
+    assert len(lines) == 3  # The second episode, of 20 steps too, is played to its end.
+
+
+def test_evaluate_refuses(project: Path, trained: Path) -> None:
+    file = ["--file", project / "walk.yaml"]
+    assert_refused_after_choice(invoke("evaluate", trained, *file, "--algo", "PPO"), "not PPO")
+    wrong_env = invoke("evaluate", trained, *file, "--env", "Pendulum-v1")
+    assert_refused_after_choice(wrong_env, "observation_space", "Pendulum-v1")
+    assert_refused(invoke("evaluate", trained, *file, "--out", "episodes.xls"), "episodes.xls")
+    [checkpoint, *_] = trained.glob("QWR_*/checkpoint_*")
+    state = checkpoint / "policies" / "default_policy" / "policy_state.pkl"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert_refused(invoke("evaluate", checkpoint, *file), "cannot load", "truncated")
+
+
+def assert_refused_after_choice(result: Result, *parts: str) -> None:
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_failed_trial(project: Path, tmp_path: Path) -> None:
+    arguments = ["--storage-path", tmp_path, "--ray-num-cpus", 2]
+    with running(project, "train", "file", project / "stumble.py", *arguments) as process:
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 1, output + errors
+    match = re.fullmatch(r"Error: QWR_\S+: .*one leg too few \(see (.*)\)\n", errors)
+    assert match, errors
+    assert "Traceback" in Path(match[1]).read_text()
+    assert "Resume: rllib train file" in output

@@ -1,0 +1,648 @@
+import copy
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import CONTINUOUS, DISCRETE, filled, fragment
+from torch.nn.utils import clip_grad_norm_, parameters_to_vector
+
+from qwr_rllib import learner as learner_module
+from qwr_rllib.learner import Learner, LearnerConfig, NonFiniteLossError
+from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.replay.view import ReplayView
+
+SMALL = {"train_batch_size": 16, "n_critic_steps": 7, "n_actor_steps": 7, "target_update_freq": 3}
+FAST = {"critic_lr": 1e-2, "actor_lr": 1e-2}
+ENDS = ["terminated", "truncated", "", "terminated", "truncated"]
+
+
+def networks_for(spec, seed=0, hiddens=(16, 16), **kwargs):
+    torch.manual_seed(seed)
+    networks = QWRNetworks(spec, hiddens=hiddens, gamma=0.9, **kwargs)
+    # Heads of order 1: Q-values and policies that differ from state to state.
+    torch.nn.init.normal_(networks.actor.head.weight, 0.0, 0.3)
+    if networks.critic is not None:
+        torch.nn.init.normal_(networks.critic.head.weight, 0.0, 0.3)
+    return networks
+
+
+def learner_for(spec, seed=0, networks=None, **kwargs):
+    config = LearnerConfig(**({"gamma": 0.9} | SMALL | FAST | kwargs))
+    learner = Learner(networks or networks_for(spec), config, seed)
+    learner.observe(torch.tensor([[0.0, 0.0], [4.0, 8.0]]))
+    return learner
+
+
+def episodes(spec, ends=ENDS):
+    """Fragments whose observation names the row, with random rewards, actions and mu."""
+    rng = np.random.default_rng(0)
+    made = []
+    for episode, end in enumerate(ends):
+        plain = fragment(episode, 0, 3 + episode, end, spec)
+        rows, states = len(plain), len(plain.obs)
+        actions = rng.normal(0, 1, (rows, spec.action_dim)).astype(np.float32)
+        if spec.discrete:
+            actions = rng.integers(0, spec.action_dim, rows)
+        made.append(
+            fragment(
+                episode,
+                0,
+                rows,
+                end,
+                spec,
+                actions=actions,
+                rewards=rng.normal(0, 3, rows).astype(np.float32),
+                action_dist_inputs=rng.normal(0, 1, (states, spec.action_dim)).astype(np.float32),
+            )
+        )
+    return made
+
+
+def view_of(spec):
+    return filled(episodes(spec), spec)
+
+
+class ScriptedView(ReplayView):
+    """Draws from one fixed sequence of rows, whatever the sizes in which it is asked."""
+
+    def __init__(self, fragments, spec):
+        super().__init__(spec, 1000)
+        storage = ReplayStorage(spec, 1000)
+        for each in fragments:
+            storage.add(each)
+        self.update(storage.changes())
+        generator = torch.Generator().manual_seed(0)
+        self.script = self.rows[torch.randint(self.num_rows, (4096,), generator=generator)]
+        self.position = 0
+
+    def sample(self, count, generator):
+        self.position += count
+        return self.script[self.position - count : self.position]
+
+
+def evenly(params, n, generator=None):
+    """Actions around the mean at fixed distances, in place of samples."""
+    return params.unsqueeze(-2) + torch.linspace(-0.7, 1.1, n).unsqueeze(-1), None
+
+
+def scripted(spec, networks=None, fragments=None, **kwargs):
+    """A learner and a view without any randomness."""
+    learner = learner_for(spec, networks=networks, **kwargs)
+    if not spec.discrete:
+        learner.actor.proposals = evenly
+    return learner, ScriptedView(fragments or episodes(spec), spec)
+
+
+def weights(module):
+    return parameters_to_vector(module.parameters()).detach().clone()
+
+
+# Against Algorithm 2, step by step
+
+
+class PlainQWR:
+    """Algorithm 2 one minibatch and one state at a time, with autograd."""
+
+    def __init__(self, learner, view, fragments):
+        self.config = learner.config
+        self.networks = copy.deepcopy(learner.networks)
+        self.spec = view.spec
+        self.data = {each.episode: each for each in fragments}
+        self.drawn = iter(view.columns["obs"][view.script].int().tolist())
+        self.critic_losses, self.targets, self.q_values = [], [], []
+        self.actor_losses, self.used_weights = [], []
+
+    def minibatch(self):
+        return [next(self.drawn) for _ in range(self.config.train_batch_size)]
+
+    def obs(self, episode, t):
+        return self.networks.normalize(torch.from_numpy(self.data[episode].obs[t]))
+
+    def proposals(self, episode, t):
+        """Actions at a state and their probabilities."""
+        mu = torch.from_numpy(self.data[episode].action_dist_inputs[t])
+        if self.spec.discrete:
+            return torch.arange(self.spec.action_dim), mu.softmax(-1)
+        n = self.config.n_action_samples
+        return evenly(mu, n)[0], torch.full((n,), 1 / n)
+
+    def values(self, critic, episode, t):
+        actions, probs = self.proposals(episode, t)
+        with torch.no_grad():
+            q_values = critic(self.obs(episode, t).expand(len(actions), -1), actions)
+        return q_values / (1 - self.config.gamma), probs
+
+    def backup(self, q_values, probs, scale):
+        tau = self.config.backup_temperature * scale
+        if self.config.backup == "mean":
+            return sum(p * q for p, q in zip(probs, q_values, strict=True)).item()
+        if self.config.backup == "max":
+            return max(q_values).item()
+        terms = zip(probs, q_values, strict=True)
+        return tau * math.log(sum(p * math.exp(q / tau) for p, q in terms))
+
+    def target(self, target_critic, episode, t, scale):
+        config, data = self.config, self.data[episode]
+        length = min(config.margin, len(data) - t)
+        mixed = 0.0
+        for k in range(1, length + 1):
+            k_step = sum(config.gamma**i * float(data.rewards[t + i]) for i in range(k))
+            if not (data.terminated and t + k == len(data)):
+                values = self.values(target_critic, episode, t + k)
+                k_step += config.gamma**k * self.backup(*values, scale)
+            share = config.lambda_ ** (k - 1) * (1 - config.lambda_ if k < length else 1)
+            mixed += share * k_step
+        return mixed
+
+    def scale(self, target_critic, minibatch):
+        """Spread of all next Q-values of a minibatch, where each slice has one next state."""
+        if self.config.q_spread == "none":
+            return 1.0
+        values = [self.values(target_critic, e, t + 1) for e, t in minibatch]
+        q_values, probs = (torch.cat(column) for column in zip(*values, strict=True))
+        probs = probs / len(minibatch)
+        deviations = q_values - (probs * q_values).sum()
+        if self.config.q_spread == "abs":
+            return (probs * deviations.abs()).sum().item()
+        return (probs * deviations**2).sum().sqrt().item()
+
+    def step(self, optimizer, module, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        if self.config.grad_clip is not None:
+            clip_grad_norm_(module.parameters(), self.config.grad_clip)
+        optimizer.step()
+
+    def train_critic(self):
+        config, critic = self.config, self.networks.critic
+        adam = torch.optim.Adam(critic.parameters(), lr=config.critic_lr)
+        for step in range(config.n_critic_steps):
+            if step % config.target_update_freq == 0:
+                target_critic = copy.deepcopy(critic)
+            minibatch = self.minibatch()
+            scale = self.scale(target_critic, minibatch)
+            targets = [self.target(target_critic, e, t, scale) for e, t in minibatch]
+            obs = torch.stack([self.obs(e, t) for e, t in minibatch])
+            actions = np.stack([self.data[e].actions[t] for e, t in minibatch])
+            predicted = critic(obs, torch.from_numpy(actions))
+            loss = ((predicted - torch.tensor(targets) * (1 - config.gamma)) ** 2).mean()
+            self.step(adam, critic, loss)
+            self.critic_losses.append(loss.item())
+            self.targets += targets
+            self.q_values += (predicted.detach() / (1 - config.gamma)).tolist()
+
+    def train_actor(self):
+        config, actor = self.config, self.networks.actor
+        adam = torch.optim.Adam(actor.parameters(), lr=config.actor_lr)
+        for _ in range(config.n_actor_steps):
+            minibatch = self.minibatch()
+            values = [self.values(self.networks.critic, e, t) for e, t in minibatch]
+            q_values, probs = (torch.stack(column) for column in zip(*values, strict=True))
+            advantages = q_values - (probs * q_values).sum(-1, keepdim=True)
+            if config.normalize_advantages:
+                variance = (probs * advantages**2).sum() / len(minibatch)
+                advantages = advantages / (variance.sqrt() + 1e-5)
+            weights = torch.exp(advantages / config.beta).clamp(max=config.max_weight)
+            loss = torch.zeros(())
+            for (e, t), p, w in zip(minibatch, probs, weights, strict=True):
+                params = actor(self.obs(e, t))
+                if self.spec.discrete:
+                    policy = torch.distributions.Categorical(logits=params)
+                else:
+                    normal = torch.distributions.Normal(params, actor.action_std)
+                    policy = torch.distributions.Independent(normal, 1)
+                log_probs = policy.log_prob(self.proposals(e, t)[0])
+                loss = loss - (p * w * log_probs).sum() / len(minibatch)
+            self.step(adam, actor, loss)
+            self.actor_losses.append(loss.item())
+            self.used_weights.append(weights)
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"backup": "max", "margin": 1, "normalize_advantages": False, "beta": 0.5},
+        {"backup": "mean", "margin": 5, "lambda_": 0.6, "grad_clip": None, "max_weight": 1.2},
+        {"backup_temperature": 0.2, "margin": 2, "grad_clip": 0.05},
+    ],
+    ids=["defaults", "max", "mean", "clipped"],
+)
+def test_training_is_algorithm_2(spec, kwargs):
+    learner, view = scripted(spec, **kwargs)
+    plain = PlainQWR(learner, view, episodes(spec))
+    before = weights(learner.critic), weights(learner.actor)
+
+    metrics = learner.train(view)
+    plain.train_critic()
+    plain.train_actor()
+
+    for module, reference, start in (
+        (learner.critic, plain.networks.critic, before[0]),
+        (learner.actor, plain.networks.actor, before[1]),
+    ):
+        torch.testing.assert_close(weights(module), weights(reference), rtol=1e-3, atol=1e-4)
+        assert (weights(module) - start).abs().max() > 0.01
+    assert metrics["critic_loss"] == pytest.approx(np.mean(plain.critic_losses), rel=1e-3)
+    assert metrics["q_mean"] == pytest.approx(np.mean(plain.q_values), rel=1e-3, abs=1e-3)
+    assert metrics["target_mean"] == pytest.approx(np.mean(plain.targets), rel=1e-3, abs=1e-3)
+    assert metrics["actor_loss"] == pytest.approx(np.mean(plain.actor_losses), rel=1e-3, abs=1e-4)
+    used = torch.stack(plain.used_weights)
+    assert metrics["weight_max"] == pytest.approx(used.max().item(), rel=1e-3)
+    clipped = (used >= learner.config.max_weight - 1e-6).float().mean().item()
+    assert metrics["weight_clip_fraction"] == pytest.approx(clipped, abs=1e-3)
+    if not spec.discrete:
+        ess = (used.sum(-1) ** 2 / (used**2).sum(-1)).mean().item()
+        assert metrics["weight_ess"] == pytest.approx(ess, rel=1e-3)
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"critic_post_gate_layer": True},
+        {"activation": "tanh"},
+        {"activation": "silu", "critic_post_gate_layer": True},
+        {"hiddens": (24,)},
+        {"hiddens": (24, 8, 16), "critic_post_gate_layer": True},
+        {"normalize_observations": False},
+        {"action_std": 0.1},
+    ],
+    ids=str,
+)
+def test_training_of_any_network_is_algorithm_2(spec, kwargs):
+    learner, view = scripted(spec, networks_for(spec, **kwargs), margin=1)
+    plain = PlainQWR(learner, view, episodes(spec))
+    learner.train(view)
+    plain.train_critic()
+    plain.train_actor()
+    for name, value in plain.networks.named_parameters():
+        torch.testing.assert_close(
+            learner.networks.get_parameter(name), value, rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("kind", ["std", "abs"])
+def test_training_with_q_spread_is_algorithm_2(kind, spec):
+    fragments = episodes(spec, ["truncated", "", "truncated"])
+    settings = {"q_spread": kind, "backup_temperature": 0.3, "margin": 1}
+    learner, view = scripted(spec, None, fragments, **settings)
+    plain = PlainQWR(learner, view, fragments)
+    learner.train_critic(view)
+    plain.train_critic()
+    torch.testing.assert_close(
+        weights(learner.critic), weights(plain.networks.critic), rtol=1e-3, atol=1e-4
+    )
+
+
+# Chunks
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_calls_of_a_few_steps_are_one_of_many(spec):
+    one, view = scripted(spec, n_critic_steps=12, n_actor_steps=12, target_update_freq=4)
+    one.train_critic(view)
+    one.train_actor(view)
+    many, view = scripted(spec, n_critic_steps=3, n_actor_steps=3, target_update_freq=4)
+    for train in (many.train_critic, many.train_actor):
+        for _ in range(4):
+            train(view)
+    torch.testing.assert_close(weights(many.critic), weights(one.critic), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights(many.actor), weights(one.actor), rtol=1e-4, atol=1e-5)
+    assert many.num_critic_updates == one.num_critic_updates == 12
+    assert many.num_target_updates == one.num_target_updates == 3
+
+
+def test_the_actor_does_not_depend_on_the_length_of_a_chunk():
+    trained = []
+    for freq in (1, 5, 100):
+        learner, view = scripted(CONTINUOUS, n_actor_steps=12, target_update_freq=freq)
+        learner.train_actor(view)
+        trained.append(weights(learner.actor))
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(trained[2], trained[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_actor_does_not_depend_on_the_features_being_cached(monkeypatch):
+    trained = []
+    for limit in (2**28, 0):
+        monkeypatch.setattr(learner_module, "MAX_CACHED_FEATURES_BYTES", limit, raising=False)
+        learner, view = scripted(CONTINUOUS)
+        learner.train_actor(view)
+        trained.append(weights(learner.actor))
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("critic_steps", "freq", "syncs"),
+    [(300, 100, 3), (250, 100, 3), (7, 100, 1), (100, 100, 1), (101, 100, 2), (5, 1, 5), (0, 5, 0)],
+)
+def test_update_counts(critic_steps, freq, syncs):
+    learner = learner_for(
+        DISCRETE,
+        n_critic_steps=critic_steps,
+        n_actor_steps=11,
+        target_update_freq=freq,
+        train_batch_size=2,
+    )
+    learner.train(view_of(DISCRETE))
+    assert learner.num_critic_updates == critic_steps
+    assert learner.num_target_updates == syncs
+    assert learner.num_actor_updates == 11
+
+
+def test_the_default_is_3000_critic_updates_and_30_syncs():
+    networks = QWRNetworks(DISCRETE, hiddens=(2,))
+    learner = Learner(networks, LearnerConfig(train_batch_size=1, n_actor_steps=0), seed=0)
+    learner.train(view_of(DISCRETE))
+    assert learner.num_critic_updates == 3000
+    assert learner.num_target_updates == 30
+
+
+def test_the_target_is_the_critic_of_the_last_sync():
+    learner, view = learner_for(DISCRETE, n_critic_steps=2, target_update_freq=6), view_of(DISCRETE)
+    at_sync = weights(learner.critic)
+    for updates in range(0, 20, 2):
+        if updates % 6 == 0:
+            at_sync = weights(learner.critic)
+        learner.train_critic(view)
+        assert torch.equal(weights(learner.target_critic), at_sync)
+        assert not torch.equal(weights(learner.critic), at_sync)
+        learner.train_actor(view)
+        assert torch.equal(weights(learner.target_critic), at_sync)
+
+
+# What each phase touches
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_each_phase_trains_its_own_network_only(spec):
+    learner, view = learner_for(spec), view_of(spec)
+    critic, actor = weights(learner.critic), weights(learner.actor)
+    statistics = copy.deepcopy(learner.networks.normalizer.state_dict())
+    columns = {name: column.clone() for name, column in view.columns.items()}
+
+    learner.train_critic(view)
+    assert torch.equal(weights(learner.actor), actor)
+    assert not torch.equal(weights(learner.critic), critic)
+    critic, target = weights(learner.critic), weights(learner.target_critic)
+    learner.train_actor(view)
+    assert torch.equal(weights(learner.critic), critic)
+    assert torch.equal(weights(learner.target_critic), target)
+    assert not torch.equal(weights(learner.actor), actor)
+
+    for name, value in learner.networks.normalizer.state_dict().items():
+        assert torch.equal(value, statistics[name])
+    for name, column in view.columns.items():
+        assert torch.equal(column, columns[name])
+
+
+def test_every_parameter_is_trained():
+    learner, view = (
+        learner_for(CONTINUOUS, n_critic_steps=50, n_actor_steps=50),
+        view_of(CONTINUOUS),
+    )
+    before = copy.deepcopy(dict(learner.networks.named_parameters()))
+    learner.train(view)
+    for name, parameter in learner.networks.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+def test_all_actions_are_enumerated_where_the_samples_cover_them():
+    trained = []
+    for n in (3, 8, "all"):
+        learner = learner_for(DISCRETE, n_action_samples=n)
+        learner.train(view_of(DISCRETE))
+        trained.append(weights(learner.networks))
+    assert torch.equal(trained[0], trained[1])
+    assert torch.equal(trained[0], trained[2])
+    sampled = learner_for(DISCRETE, n_action_samples=2)
+    sampled.train(view_of(DISCRETE))
+    assert not torch.equal(weights(sampled.networks), trained[0])
+
+
+def test_all_actions_cannot_be_enumerated_where_they_are_continuous():
+    with pytest.raises(ValueError, match=r"n_action_samples .*'all'"):
+        learner_for(CONTINUOUS, n_action_samples="all")
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_large_beta_shows_as_behaviour_cloning(spec):
+    metrics = learner_for(spec, beta=1e6, n_action_samples=3).train(view_of(spec))
+    assert metrics["weight_ess"] == pytest.approx(3, rel=1e-4)
+    assert metrics["weight_max"] == pytest.approx(1, rel=1e-4)
+    assert metrics["weight_clip_fraction"] == 0
+
+
+def test_small_beta_shows_as_greedy():
+    learner = learner_for(CONTINUOUS, beta=1e-4, n_action_samples=4, max_weight=20.0)
+    learner.actor.proposals = evenly
+    metrics = learner.train(view_of(CONTINUOUS))
+    assert metrics["weight_max"] == pytest.approx(20, rel=1e-4)
+    assert metrics["weight_ess"] < 2.5
+    assert metrics["weight_clip_fraction"] > 0.2
+
+
+def test_metrics_are_those_promised():
+    assert set(learner_for(CONTINUOUS).train(view_of(CONTINUOUS))) == {
+        "critic_loss",
+        "q_mean",
+        "target_mean",
+        "critic_updates_per_s",
+        "actor_loss",
+        "weight_ess",
+        "weight_clip_fraction",
+        "weight_max",
+        "actor_updates_per_s",
+    }
+
+
+def test_observe_feeds_the_normalizer():
+    learner = Learner(networks_for(CONTINUOUS), LearnerConfig(), 0)
+    learner.observe(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    assert learner.networks.normalizer.mean.tolist() == [2, 4]
+    learner.observe(torch.zeros(0, 2))
+    assert learner.networks.normalizer.mean.tolist() == [2, 4]
+
+
+def test_observe_does_nothing_without_a_normalizer():
+    networks = networks_for(CONTINUOUS, normalize_observations=False)
+    learner = Learner(networks, LearnerConfig(**SMALL), 0)
+    learner.observe(torch.ones(3, 2))
+    learner.train(view_of(CONTINUOUS))
+    assert learner.num_actor_updates == 7
+
+
+# Random state and checkpoints
+
+
+def test_the_same_seed_gives_the_same_weights():
+    trained = []
+    for seed in (1, 1, 2, None):
+        learner = learner_for(CONTINUOUS, seed=seed)
+        learner.train(view_of(CONTINUOUS))
+        trained.append(weights(learner.networks))
+    assert torch.equal(trained[0], trained[1])
+    assert not torch.equal(trained[0], trained[2])
+    assert not torch.equal(trained[0], trained[3])
+
+
+def test_training_does_not_use_the_global_generator():
+    learner, view = learner_for(CONTINUOUS), view_of(CONTINUOUS)
+    before = torch.get_rng_state()
+    learner.train(view)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_a_loaded_learner_goes_on_exactly(spec):
+    saved, view = learner_for(spec, n_action_samples=2), view_of(spec)
+    saved.train(view)
+    file = io.BytesIO()
+    torch.save(saved.state_dict(), file)
+    file.seek(0)
+    loaded = learner_for(spec, 99, networks_for(spec, seed=99), n_action_samples=2)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for learner in (saved, loaded):
+        learner.observe(torch.tensor([[3.0, 9.0]]))
+    metrics = [learner.train(view) for learner in (saved, loaded)]
+    for name, value in saved.networks.state_dict().items():
+        assert torch.equal(loaded.networks.state_dict()[name], value), name
+    assert torch.equal(weights(loaded.target_critic), weights(saved.target_critic))
+    assert loaded.num_critic_updates == saved.num_critic_updates == 14
+    assert loaded.num_actor_updates == saved.num_actor_updates == 14
+    assert loaded.num_target_updates == saved.num_target_updates == 5
+    for name in metrics[0]:
+        assert name.endswith("per_s") or metrics[0][name] == metrics[1][name]
+
+
+def test_learners_share_nothing_after_an_exchange_in_memory():
+    saved, view = learner_for(CONTINUOUS), view_of(CONTINUOUS)
+    saved.train(view)
+    loaded = learner_for(CONTINUOUS, 99, networks_for(CONTINUOUS, seed=99))
+    loaded.load_state_dict(saved.state_dict())
+    saved.train(view)
+    loaded.train(view)
+    assert torch.equal(weights(loaded.networks), weights(saved.networks))
+
+
+def test_a_state_does_not_follow_the_learner():
+    learner, view = learner_for(CONTINUOUS), view_of(CONTINUOUS)
+    learner.train(view)
+    state = learner.state_dict()
+    before = weights(learner.networks)
+    learner.train(view)
+    after = weights(learner.networks)
+    learner.load_state_dict(state)
+    assert torch.equal(weights(learner.networks), before)
+    learner.train(view)
+    assert torch.equal(weights(learner.networks), after)
+
+
+def test_learning_rates_stay_the_configured_ones_on_loading():
+    saved, view = learner_for(CONTINUOUS), view_of(CONTINUOUS)
+    saved.train(view)
+    loaded = learner_for(CONTINUOUS, critic_lr=1e-9, actor_lr=1e-9)
+    loaded.load_state_dict(saved.state_dict())
+    before = weights(loaded.networks)
+    loaded.train(view)
+    assert (weights(loaded.networks) - before).abs().max() < 1e-6
+
+
+# Failures
+
+
+def test_networks_without_critic_cannot_be_trained():
+    with pytest.raises(ValueError, match="networks must have a critic"):
+        Learner(networks_for(CONTINUOUS, with_critic=False), LearnerConfig())
+
+
+def test_an_empty_view_cannot_be_trained_on():
+    learner, view = learner_for(CONTINUOUS), ReplayView(CONTINUOUS, 10)
+    with pytest.raises(ValueError, match="no rows to sample"):
+        learner.train_critic(view)
+    with pytest.raises(ValueError, match="no rows to sample"):
+        learner.train_actor(view)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_critic_loss_is_an_error(value):
+    learner, view = learner_for(CONTINUOUS), view_of(CONTINUOUS)
+    view.columns["rewards"][view.rows[0]] = value
+    with pytest.raises(NonFiniteLossError, match=r"critic_loss is (nan|inf) after 7 updates"):
+        learner.train(view)
+
+
+def test_a_non_finite_actor_loss_is_an_error():
+    learner, view = learner_for(CONTINUOUS), view_of(CONTINUOUS)
+    view.columns["action_dist_inputs"].fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match="actor_loss is nan after 7 updates"):
+        learner.train_actor(view)
+
+
+# Config
+
+BAD = [
+    ("train_batch_size", [0, -1, 2.5, "256", None, True], "an integer >= 1"),
+    ("target_update_freq", [0, 1.5, None], "an integer >= 1"),
+    ("margin", [0, -3, 3.0, "3"], "an integer >= 1"),
+    ("n_critic_steps", [-1, 0.5, "many"], "an integer >= 0"),
+    ("n_actor_steps", [-1, 0.5, None], "an integer >= 0"),
+    ("n_action_samples", [0, -8, 1.5, "every", None], "an integer >= 1 or 'all'"),
+    ("lambda_", [-0.1, 1.1, math.nan, "0.9", None, True], r"a number in \[0, 1\]"),
+    ("gamma", [1, 1.5, -0.1, math.nan, None, False], r"a number in \[0, 1\)"),
+    ("backup", ["median", None, 3, ["max"]], "one of 'mean', 'max', 'logsumexp'"),
+    ("backup_temperature", [0, -1, math.nan, math.inf, "1", True], "a number > 0"),
+    ("q_spread", ["iqr", None, 1], "one of 'none', 'std', 'abs'"),
+    ("beta", [0, -1, math.nan, math.inf, None, True], "a number > 0"),
+    ("max_weight", [0, -20, math.nan, None, True], "a number > 0"),
+    ("normalize_advantages", [1, "yes", None], "true or false"),
+    ("critic_lr", [0, -1e-3, math.inf, None, True], "a number > 0"),
+    ("actor_lr", [0, -1e-3, math.inf, None, True], "a number > 0"),
+    ("grad_clip", [0, -1, math.nan, "50", True], "a number > 0 or None"),
+    ("compile", ["yes", 1, None], "true, false or 'auto'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [(key, value, allowed) for key, values, allowed in BAD for value in values],
+)
+def test_impossible_settings_are_refused(key, value, allowed):
+    with pytest.raises(ValueError, match=rf"^{key} must be {allowed}, got ") as error:
+        LearnerConfig(**{key: value})
+    assert str(error.value).endswith(repr(value))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_critic_steps": 0, "n_actor_steps": 0},
+        {"lambda_": 0, "gamma": 0},
+        {"lambda_": 1, "gamma": 0.999},
+        {"n_action_samples": "all", "margin": 1},
+        {"grad_clip": None, "compile": False},
+        {"backup": "max", "q_spread": "abs", "beta": 5},
+    ],
+)
+def test_possible_settings_are_taken(settings):
+    config = LearnerConfig(**settings)
+    assert all(getattr(config, name) == value for name, value in settings.items())
+
+
+def test_the_defaults_are_the_published_ones():
+    config = LearnerConfig()
+    assert (config.train_batch_size, config.n_critic_steps, config.n_actor_steps) == (
+        256,
+        3000,
+        3000,
+    )
+    assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 3)
+    assert (config.critic_lr, config.actor_lr, config.grad_clip) == (5e-4, 1e-4, 50.0)
+    assert (config.gamma, config.lambda_, config.beta, config.max_weight) == (0.99, 0.95, 1.0, 20.0)
+    assert (config.backup, config.normalize_advantages) == ("logsumexp", True)

@@ -1,0 +1,199 @@
+"""Whole iterations without Ray, on tasks that a broken part of the algorithm does not solve.
+
+Both tasks pay a little at once for going away from the goal, and enough for everything only at
+the goal, which is further away than the margin: it takes targets that bootstrap from values of
+later states, and weights that prefer the better action.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from qwr_rllib import losses
+from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.networks import GatedCritic, QWRNetworks
+from qwr_rllib.replay.storage import Fragment, ReplayStorage
+from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.specs import Spec
+
+LIMIT = 30  # steps of an episode
+PARALLEL = 16  # episodes collected side by side
+
+
+class Chain:
+    """Ten cells; 1 goes right, 0 left for 0.01; the rightmost cell is worth 1 and the end."""
+
+    spec = Spec(obs_shape=(10,), obs_dtype="float32", action_dim=2, discrete=True)
+    start = 0.0
+    iterations, n_critic_steps, n_actor_steps = 4, 100, 50
+
+    def reset(self, rng, count):
+        return rng.integers(0, 9, count).astype(float)
+
+    def observe(self, states):
+        return np.eye(10, dtype=np.float32)[states.astype(int)]
+
+    def step(self, states, actions):
+        after = np.clip(states + 2 * actions - 1, 0, 9)
+        terminated = after == 9
+        return after, terminated + 0.01 * (actions == 0), terminated
+
+
+class Slope:
+    """A point in [-1, 1] moves by 0.4 times the action, for -0.02 times it; 1 pays 1 and ends."""
+
+    spec = Spec(obs_shape=(1,), obs_dtype="float32", action_dim=1, discrete=False)
+    start = -1.0
+    iterations, n_critic_steps, n_actor_steps = 6, 150, 100
+
+    def reset(self, rng, count):
+        return rng.uniform(-1, 0.9, count)
+
+    def observe(self, states):
+        return states[:, None].astype(np.float32)
+
+    def step(self, states, actions):
+        actions = np.clip(actions[:, 0], -1, 1)
+        after = np.clip(states + 0.4 * actions, -1, 1)
+        terminated = after >= 1
+        return after, terminated - 0.02 * actions, terminated
+
+
+class Collector:
+    """Steps episodes side by side and cuts what they give into fragments."""
+
+    def __init__(self, env, networks, seed):
+        self.env, self.networks = env, networks
+        self.rng = np.random.default_rng(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.states = env.reset(self.rng, PARALLEL)
+        self.times = np.zeros(PARALLEL, int)
+        self.names = np.arange(PARALLEL)
+
+    @torch.no_grad()
+    def collect(self, steps):
+        fragments = []
+        rows = [[] for _ in range(PARALLEL)]
+        for step in range(steps):
+            obs = self.env.observe(self.states)
+            mu = self.networks.behaviour(torch.from_numpy(obs))
+            actions = self.networks.actor.sample(mu, self.generator).numpy()
+            after, rewards, terminated = self.env.step(self.states, actions)
+            truncated = ~terminated & (self.times + 1 == LIMIT)
+            next_obs = self.env.observe(after)
+            next_mu = self.networks.behaviour(torch.from_numpy(next_obs)).numpy()
+            for i, each in enumerate(rows):
+                each.append((obs[i], mu[i].numpy(), actions[i], rewards[i]))
+                done = terminated[i] or truncated[i]
+                if done or step == steps - 1:
+                    last = [] if terminated[i] else [(next_obs[i], next_mu[i])]
+                    fragments.append(self.fragment(i, each, last, terminated[i], done))
+                    each.clear()
+            self.times += 1
+            done = terminated | truncated
+            self.states = np.where(done, self.env.reset(self.rng, PARALLEL), after)
+            self.times[done] = 0
+            self.names[done] += PARALLEL
+        return fragments
+
+    def fragment(self, i, rows, last, terminated, done):
+        obs, mu, actions, rewards = zip(*rows, strict=True)
+        return Fragment(
+            episode=int(self.names[i]),
+            start=int(self.times[i]) + 1 - len(rows),
+            obs=np.stack([*obs, *(state[0] for state in last)]),
+            action_dist_inputs=np.stack([*mu, *(state[1] for state in last)]),
+            actions=np.stack(actions),
+            rewards=np.array(rewards, np.float32),
+            terminated=bool(terminated),
+            done=bool(done),
+        )
+
+
+@torch.no_grad()
+def evaluate(env, networks):
+    """The return of one episode with the mode action, from the start furthest from the goal."""
+    state, total = np.array([env.start]), 0.0
+    for _ in range(LIMIT):
+        mu = networks.behaviour(torch.from_numpy(env.observe(state)))
+        state, reward, terminated = env.step(state, networks.actor.mode(mu).numpy())
+        total += reward.item()
+        if terminated:
+            break
+    return total
+
+
+def train(env, seed=0):
+    """Returns the score after a few iterations."""
+    torch.manual_seed(seed)
+    networks = QWRNetworks(env.spec, hiddens=(32, 32), gamma=0.95)
+    # Values start at 0, so that those of a target that stays behind say nothing.
+    torch.nn.init.zeros_(networks.critic.head.weight)
+    config = LearnerConfig(
+        train_batch_size=64,
+        n_critic_steps=env.n_critic_steps,
+        n_actor_steps=env.n_actor_steps,
+        target_update_freq=25,
+        gamma=0.95,
+        critic_lr=3e-3,
+        actor_lr=2e-3,
+        backup_temperature=0.1,
+    )
+    learner = Learner(networks, config, seed)
+    collector = Collector(env, networks, seed)
+    storage, view = ReplayStorage(env.spec, 2000), ReplayView(env.spec, 2000)
+    for _ in range(env.iterations):
+        for fragment in collector.collect(25):
+            storage.add(fragment)
+        new = view.update(storage.changes(view.uid, view.version))
+        learner.observe(view.columns["obs"][new])
+        learner.train(view)
+    return evaluate(env, networks)
+
+
+def without_bootstrapping(monkeypatch):
+    honest = losses.lambda_returns
+    monkeypatch.setattr(
+        losses,
+        "lambda_returns",
+        lambda rewards, discounts, values, lambda_: honest(
+            rewards, discounts, torch.zeros_like(values), lambda_
+        ),
+    )
+
+
+def with_equal_weights(monkeypatch):
+    monkeypatch.setattr(losses, "advantage_weights", lambda q_values, *_: torch.ones_like(q_values))
+
+
+def with_the_sign_flipped(monkeypatch):
+    honest = losses.advantage_weights
+    monkeypatch.setattr(losses, "advantage_weights", lambda q_values, *_: honest(-q_values, *_))
+
+
+def with_a_target_that_stays_behind(monkeypatch):
+    monkeypatch.setattr(GatedCritic, "load_state_dict", lambda *_: None)
+
+
+# The best returns are 1.0 and 0.9; going away from the goal all the time gives 0.3 and 0.
+@pytest.mark.parametrize(("env", "enough"), [(Chain(), 0.95), (Slope(), 0.8)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_qwr_reaches_the_goal(env, enough, seed):
+    assert train(env, seed) > enough
+
+
+@pytest.mark.parametrize("env", [Chain(), Slope()])
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        without_bootstrapping,
+        with_equal_weights,
+        with_the_sign_flipped,
+        with_a_target_that_stays_behind,
+    ],
+)
+def test_a_broken_algorithm_does_not(env, sabotage, monkeypatch):
+    sabotage(monkeypatch)
+    assert train(env) < 0.5

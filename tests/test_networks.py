@@ -1,0 +1,328 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from qwr_rllib.networks import (
+    CategoricalActor,
+    GatedCritic,
+    GaussianActor,
+    ObservationNormalizer,
+    QWRNetworks,
+)
+from qwr_rllib.specs import Spec
+
+CONTINUOUS = Spec(obs_shape=(3,), obs_dtype="float32", action_dim=2, discrete=False)
+DISCRETE = Spec(obs_shape=(3,), obs_dtype="float32", action_dim=4, discrete=True)
+
+
+def gaussian_actor(action_std=0.4):
+    return GaussianActor(nn.Identity(), 3, 2, action_std)
+
+
+def categorical_actor():
+    return CategoricalActor(nn.Identity(), 3, 4)
+
+
+def actions_for(spec, *shape):
+    if spec.discrete:
+        return torch.randint(spec.action_dim, shape)
+    return torch.randn(*shape, spec.action_dim)
+
+
+def spoil_init(module):
+    """Weights of order 1 everywhere, so that no part of a formula is hidden by a small one."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, 0.3, 0.5)
+    return module
+
+
+# Normaliser
+
+
+def test_normalizer_is_the_identity_before_the_first_update():
+    obs = torch.tensor([[-3.0, 0.0, 9.5]])
+    torch.testing.assert_close(ObservationNormalizer((3,))(obs), obs)
+
+
+def test_normalizer_golden():
+    normalizer = ObservationNormalizer((2,))
+    normalizer.update(torch.tensor([[1.0, 10.0], [3.0, 10.0]]))
+    normalizer.update(torch.tensor([[8.0, 10.0]]))
+    # 1 3 8: mean 4, squared deviations 9 1 16
+    torch.testing.assert_close(normalizer.mean, torch.tensor([4.0, 10.0]))
+    torch.testing.assert_close(normalizer.var, torch.tensor([26 / 3, 0.0]))
+    assert normalizer.count == 3
+    obs = torch.tensor([[4.0 + math.sqrt(26 / 3), 10.0]])
+    torch.testing.assert_close(normalizer(obs), torch.tensor([[1.0, 0.0]]))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(0, 2**31))
+def test_normalizer_equals_numpy_over_uneven_batches(sizes, seed):
+    batches = [
+        np.random.default_rng([seed, i]).normal(50 * i, 1 + i, (size, 3)).astype(np.float32)
+        for i, size in enumerate(sizes)
+    ]
+    normalizer = ObservationNormalizer((3,))
+    for batch in batches:
+        normalizer.update(torch.from_numpy(batch))
+    together = np.concatenate(batches).astype(np.float64)
+    assert normalizer.count == len(together)
+    if len(together):
+        np.testing.assert_allclose(normalizer.mean, together.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(normalizer.var, together.var(0), rtol=1e-3, atol=1e-3)
+
+
+def test_normalizer_stays_exact_over_many_small_updates():
+    obs = np.random.default_rng(0).normal(1000.0, 2.0, (3000, 1)).astype(np.float32)
+    normalizer = ObservationNormalizer((1,))
+    for batch in torch.from_numpy(obs).split(7):
+        normalizer.update(batch)
+    np.testing.assert_allclose(normalizer.mean, obs.astype(np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(normalizer.var, obs.astype(np.float64).var(0), rtol=1e-3)
+
+
+def test_normalizer_clips_at_10():
+    normalizer = ObservationNormalizer((1,))
+    normalizer.update(torch.tensor([[-1.0], [1.0]]))
+    scaled = normalizer(torch.tensor([[-1e6], [9.9], [1e6]]))
+    torch.testing.assert_close(scaled, torch.tensor([[-10.0], [9.9], [10.0]]))
+
+
+def test_normalizer_statistics_are_state_but_not_trained():
+    normalizer = ObservationNormalizer((3,))
+    assert set(normalizer.state_dict()) == {"mean", "var", "count"}
+    assert not list(normalizer.parameters())
+
+
+# Actors
+
+
+def test_gaussian_log_prob_golden():
+    actor = gaussian_actor(action_std=0.5)
+    # Two dimensions, one at the mean and one two std away: -2 - 2 log(0.5 sqrt(2 pi)).
+    actual = actor.log_prob(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 2.0]))
+    assert actual.item() == pytest.approx(-2 - 2 * math.log(0.5 * math.sqrt(2 * math.pi)))
+
+
+def test_gaussian_log_prob_is_that_of_torch():
+    params, actions = torch.randn(5, 7, 2), torch.randn(5, 7, 2)
+    expected = torch.distributions.Normal(params, 0.4).log_prob(actions).sum(-1)
+    torch.testing.assert_close(gaussian_actor().log_prob(params, actions), expected)
+
+
+def test_categorical_log_prob_is_that_of_torch():
+    params, actions = torch.randn(5, 7, 4), torch.randint(4, (5, 7))
+    expected = torch.distributions.Categorical(logits=params).log_prob(actions)
+    torch.testing.assert_close(categorical_actor().log_prob(params, actions), expected)
+
+
+def test_gaussian_proposals_have_the_moments_of_mu():
+    params = torch.tensor([[0.5, -1.0], [3.0, 0.0]])
+    actions, probs = gaussian_actor().proposals(params, 100_000)
+    assert probs is None
+    assert actions.shape == (2, 100_000, 2)
+    torch.testing.assert_close(actions.mean(1), params, rtol=0, atol=6e-3)
+    torch.testing.assert_close(actions.std(1), torch.full((2, 2), 0.4), rtol=0, atol=6e-3)
+    noise = (actions - params.unsqueeze(1)).permute(0, 2, 1).flatten(0, 1)
+    correlations = torch.corrcoef(noise) - torch.eye(4)
+    assert correlations.abs().max() < 0.02
+
+
+def test_categorical_proposals_follow_mu():
+    params = torch.tensor([[0.0, math.log(2), math.log(5), -math.inf]])
+    actions, probs = categorical_actor().proposals(params.expand(50_000, 4), 3)
+    assert probs is None
+    assert actions.shape == (50_000, 3)
+    shares = torch.bincount(actions.flatten(), minlength=4) / actions.numel()
+    torch.testing.assert_close(shares, torch.tensor([1, 2, 5, 0]) / 8, rtol=0, atol=6e-3)
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_categorical_proposals_enumerate_where_n_covers_the_actions(n):
+    params = torch.randn(6, 4)
+    actions, probs = categorical_actor().proposals(params, n)
+    assert actions.tolist() == [[0, 1, 2, 3]] * 6
+    torch.testing.assert_close(probs, params.softmax(-1))
+
+
+@pytest.mark.parametrize("actor", [gaussian_actor(), categorical_actor()])
+def test_proposals_follow_the_generator(actor):
+    params = torch.randn(5, actor.head.out_features)
+    drawn = [actor.proposals(params, 3, torch.Generator().manual_seed(s))[0] for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_sample_is_one_action_of_the_action_space():
+    assert gaussian_actor().sample(torch.zeros(5, 2)).shape == (5, 2)
+    actions = categorical_actor().sample(torch.zeros(5, 4))
+    assert actions.shape == (5,)
+    assert actions.dtype == torch.int64
+
+
+def test_mode_is_the_likeliest_action():
+    params = torch.tensor([[0.1, 3.0, -1.0, 2.0]])
+    assert torch.equal(gaussian_actor().mode(params), params)
+    assert categorical_actor().mode(params).tolist() == [1]
+
+
+def test_actors_start_near_zero():
+    obs = torch.randn(100, 3)
+    for spec in (CONTINUOUS, DISCRETE):
+        params = QWRNetworks(spec, hiddens=(16, 16)).behaviour(obs)
+        assert 0 < params.abs().max() < 0.2
+
+
+# Critic
+
+
+def naive_critic(critic, obs, action, post_gate_layer):
+    """``(1 - gamma) Q(s, a)`` of one state and action by the formula of appendix 6.1."""
+    state = critic.state_dict()
+    hidden = obs
+    for layer in (0, 2):
+        weight, bias = state[f"body.0.{layer}.weight"], state[f"body.0.{layer}.bias"]
+        hidden = torch.clamp(weight @ hidden + bias, min=0)
+    o = state["body.1.weight"] @ hidden + state["body.1.bias"]
+    if "embed.bias" in state:
+        embedded = state["embed.weight"] @ action + state["embed.bias"]
+    else:
+        embedded = state["embed.weight"][action]
+    gated = o * torch.tanh(embedded)
+    scaled = (gated - gated.mean()) / (gated.var(correction=0) + 1e-5).sqrt()
+    hidden = torch.clamp(scaled * state["norm.weight"] + state["norm.bias"], min=0)
+    if post_gate_layer:
+        hidden = torch.clamp(state["post.0.weight"] @ hidden + state["post.0.bias"], min=0)
+    return (state["head.weight"] @ hidden + state["head.bias"]).squeeze()
+
+
+@pytest.mark.parametrize("post_gate_layer", [False, True])
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_critic_is_the_formula(spec, post_gate_layer):
+    networks = QWRNetworks(spec, hiddens=(8, 6), critic_post_gate_layer=post_gate_layer)
+    critic = spoil_init(networks.critic)
+    obs, actions = torch.randn(5, 3), actions_for(spec, 5)
+    expected = [
+        naive_critic(critic, o, a, post_gate_layer) for o, a in zip(obs, actions, strict=True)
+    ]
+    torch.testing.assert_close(critic(obs, actions), torch.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("post_gate_layer", [False, True])
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+@pytest.mark.parametrize("states", [1, 127, 128, 129, 400])
+def test_q_values_are_the_scaled_forward_pass(spec, states, post_gate_layer):
+    networks = QWRNetworks(spec, hiddens=(8, 6), gamma=0.95, critic_post_gate_layer=post_gate_layer)
+    critic = spoil_init(networks.critic)
+    obs, actions = torch.randn(states, 3), actions_for(spec, states, 5)
+    features = critic.features(obs)
+    before = features.detach().clone()
+    q_values = critic.q_values(features, actions)
+    assert not q_values.requires_grad
+    assert torch.equal(features, before)
+    for j in range(5):
+        torch.testing.assert_close(
+            q_values[:, j], critic(obs, actions[:, j]) * 20, rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_features_and_gate_are_the_forward_pass(spec):
+    critic = spoil_init(QWRNetworks(spec, hiddens=(8, 6)).critic)
+    obs, actions = torch.randn(2, 5, 3), actions_for(spec, 2, 5)
+    expected = critic(obs, actions)
+    assert expected.shape == (2, 5)
+    torch.testing.assert_close(critic.gate(critic.features(obs), actions), expected)
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_q_depends_on_state_and_action(spec):
+    critic = spoil_init(QWRNetworks(spec, hiddens=(8, 6)).critic)
+    obs = torch.randn(4, 3)
+    actions = torch.tensor([0, 1, 2, 3]) if spec.discrete else torch.randn(4, 2)
+    assert critic(obs, actions[:1].expand_as(actions)).unique().numel() == 4
+    assert critic(obs[:1].expand_as(obs), actions).unique().numel() == 4
+
+
+def test_critic_starts_near_zero():
+    networks = QWRNetworks(CONTINUOUS, gamma=0.99)
+    q_values = networks.critic(torch.randn(100, 3), torch.randn(100, 2))
+    assert 0 < q_values.abs().max() < 0.2
+
+
+def test_q_scale_is_the_horizon():
+    assert QWRNetworks(CONTINUOUS, gamma=0.99).critic.q_scale == pytest.approx(100)
+    assert QWRNetworks(CONTINUOUS, gamma=0.0).critic.q_scale == 1
+
+
+def test_post_gate_layer_is_one_more_layer():
+    def layers(post_gate_layer):
+        critic = GatedCritic(nn.Identity(), 3, CONTINUOUS, 0.9, post_gate_layer)
+        return sum(isinstance(module, nn.Linear) for module in critic.modules())
+
+    assert layers(True) == layers(False) + 1
+
+
+# All together
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_acting_state_is_all_that_acting_needs(spec):
+    networks = QWRNetworks(spec, hiddens=(8, 8))
+    networks.normalizer.update(5 + 3 * torch.randn(50, 3))
+    state = networks.acting_state()
+    assert not [name for name in state if "critic" in name]
+    actor_only = QWRNetworks(spec, hiddens=(8, 8), with_critic=False)
+    assert actor_only.critic is None
+    actor_only.load_state_dict(state)
+    obs = torch.randn(7, 3)
+    assert torch.equal(actor_only.behaviour(obs), networks.behaviour(obs))
+
+
+def test_behaviour_normalizes_raw_observations():
+    networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8))
+    networks.normalizer.update(torch.tensor([[0.0, 0.0, 0.0], [2.0, 4.0, 8.0]]))
+    scaled = torch.tensor([[1.0, -1.0, 0.0]])
+    raw = torch.tensor([[2.0, 0.0, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(networks.behaviour(raw), networks.actor(scaled))
+
+
+def test_without_normalization_observations_go_in_raw():
+    networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8), normalize_observations=False)
+    obs = 100 * torch.randn(4, 3)
+    assert torch.equal(networks.behaviour(obs), networks.actor(obs))
+    assert not [name for name in networks.state_dict() if "normalizer" in name]
+
+
+def test_actor_and_critic_share_no_weights():
+    networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8))
+    actor = {parameter.data_ptr() for parameter in networks.actor.parameters()}
+    critic = {parameter.data_ptr() for parameter in networks.critic.parameters()}
+    assert not actor & critic
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
+def test_activations(activation):
+    networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8), activation=activation)
+    assert networks.behaviour(torch.randn(4, 3)).shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((), "float32"), ((2, 3), "float32"), ((2, 2, 2), "uint8")]
+)
+def test_observations_that_are_no_vectors_are_flattened(shape, dtype):
+    spec = Spec(obs_shape=shape, obs_dtype=dtype, action_dim=4, discrete=True)
+    networks = QWRNetworks(spec, hiddens=(8, 8))
+    obs = torch.randint(0, 256, (5, 3, *shape)).to(getattr(torch, dtype))
+    networks.normalizer.update(obs.flatten(0, 1))
+    raw = obs.float().reshape(5, 3, -1)
+    scaled = (raw - raw.mean((0, 1))) / raw.std((0, 1), correction=0)
+    torch.testing.assert_close(networks.normalize(obs), scaled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(networks.behaviour(obs), networks.actor(networks.normalize(obs)))
+    assert networks.behaviour(obs).shape == (5, 3, 4)
+    assert networks.behaviour(obs[:0]).shape == (0, 3, 4)

@@ -1,0 +1,433 @@
+"""The Algorithm on a real local Ray: counts, determinism, checkpoints, failures, bad input."""
+
+import os
+import signal
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.policy.policy import Policy
+from ray.tune.registry import register_env
+
+from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.qwr import RefusedRowsError
+
+SMALL = {
+    "n_interactions": 200,
+    "n_critic_steps": 20,
+    "n_actor_steps": 20,
+    "target_update_freq": 10,
+    "train_batch_size": 32,
+    "replay_capacity": 1000,
+    "learner_threads": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def build():
+    algos = []
+
+    def build(env="Pendulum-v1", num_env_runners=0, num_envs=1, evaluation=None, **training):
+        config = (
+            QWRConfig()
+            .environment(env)
+            .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=num_envs)
+            .debugging(seed=3)
+            .evaluation(**(evaluation or {}))
+            .training(**SMALL | training)
+        )
+        algos.append(config.build_algo())
+        return algos[-1]
+
+    yield build
+    for algo in algos:
+        algo.stop()
+
+
+def weights(algo):
+    return {name: value.clone() for name, value in algo.learner.networks.state_dict().items()}
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)
+
+
+def test_an_iteration_makes_exactly_what_the_config_says(build):
+    algo = build(
+        num_env_runners=2,
+        num_envs=2,
+        evaluation={"evaluation_interval": 2, "evaluation_duration": 2},
+    )
+    for iteration in (1, 2):
+        result = algo.train()
+        learner, replay = result["learner"], result["replay"]
+        assert result["num_env_steps_sampled_lifetime"] == 200 * iteration
+        assert replay["num_rows_inserted_lifetime"] == replay["num_rows"] == 200 * iteration
+        assert learner["num_critic_updates_lifetime"] == 20 * iteration
+        assert learner["num_actor_updates_lifetime"] == 20 * iteration
+        assert learner["num_target_updates_lifetime"] == 2 * iteration
+        assert np.isfinite(list(learner.values())).all()
+        assert 1 <= learner["weight_ess"] <= 8
+    assert algo.view.num_rows == 400
+    evaluation = result["evaluation"]["env_runners"]
+    assert evaluation["num_episodes"] == 2
+    assert -2000 < evaluation["episode_return_mean"] < 0
+    # Two workers with two environments each: four unfinished episodes of 200 steps.
+    assert replay["num_episodes"] == 4
+
+
+def test_the_normaliser_sees_each_collected_row_once(build):
+    algo = build()
+    algo.train()
+    algo.train()
+    normalizer = algo.learner.networks.normalizer
+    obs = algo.view.columns["obs"][algo.view.rows]
+    assert normalizer.count.item() == 400
+    torch.testing.assert_close(normalizer.mean, obs.mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_rollout_workers_get_the_trained_actor_and_no_critic(build):
+    algo = build(num_env_runners=1)
+    algo.train()
+    (remote,) = algo.env_runner_group.foreach_env_runner(
+        lambda worker: worker.get_policy().get_weights(), local_env_runner=False
+    )
+    own = algo.get_policy().get_weights()
+    assert own.keys() == remote.keys()
+    assert not any("critic" in name for name in remote)
+    for name, value in own.items():
+        np.testing.assert_array_equal(remote[name], value)
+
+
+def test_the_same_seed_gives_the_same_weights(build):
+    runs = []
+    for _ in range(2):
+        algo = build()
+        algo.train()
+        algo.train()
+        runs.append(weights(algo))
+    assert_equal(*runs)
+    other = build().config.copy(copy_frozen=False).debugging(seed=4).build_algo()
+    other.train()
+    other.train()
+    name = "actor.head.weight"
+    assert not torch.equal(weights(other)[name], runs[0][name])
+    other.stop()
+
+
+def test_evaluation_and_exploration_actions(build):
+    policy = build().get_policy()
+    obs = np.array([0.1, 0.2, 0.3], np.float32)
+    mode, _, extra = policy.compute_single_action(obs, explore=False)
+    np.testing.assert_array_equal(mode, extra["action_dist_inputs"])
+    samples = [policy.compute_single_action(obs, explore=True)[0] for _ in range(300)]
+    np.testing.assert_allclose(np.std(samples), 0.4, rtol=0.15)
+    np.testing.assert_allclose(np.mean(samples), mode, atol=0.1)
+
+
+@pytest.mark.parametrize("actions", [3, "all", 8])
+def test_discrete_actions(build, actions):
+    result = build("Acrobot-v1", n_action_samples=actions).train()
+    assert result["num_env_steps_sampled_lifetime"] == 200
+    assert np.isfinite(result["learner"]["actor_loss"])
+
+
+class Matrices(gym.Env):
+    """Observations and actions that are no vectors; episodes of 7 steps."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2, 3))
+    action_space = gym.spaces.Box(-2, 2, (2, 2))
+
+    def __init__(self, config):
+        self.bad = config.get("bad", 0)
+        self.count = 0
+
+    def _obs(self):
+        obs = np.full((2, 3), self.t / 10, np.float32)
+        return obs * np.nan if self.bad and self.count % self.bad == 0 else obs
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return self._obs(), {}
+
+    def step(self, action):
+        assert action.shape == (2, 2)
+        assert not (np.abs(action) > 2).any()
+        self.t += 1
+        self.count += 1
+        return self._obs(), 1.0, self.t == 7, False, {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered(local_ray):
+    register_env("matrices", Matrices)
+    register_env("rarely-bad", lambda config: Matrices({"bad": 100}))
+    register_env("often-bad", lambda config: Matrices({"bad": 10}))
+
+
+def test_observations_and_actions_of_any_shape(build):
+    algo = build("matrices")
+    result = algo.train()
+    assert result["env_runners"]["episode_return_mean"] == 7
+    assert result["env_runners"]["episode_len_mean"] == 7
+    # 200 = 28 episodes of 7 and an unfinished one.
+    assert result["replay"]["num_episodes"] == 29
+
+
+def test_bad_rows_are_refused_and_the_rest_goes_on(build, caplog):
+    algo = build("rarely-bad", max_refused_fraction=0.2)
+    result = algo.train()
+    refused = result["replay"]["num_rows_refused_lifetime"]
+    assert 7 <= refused <= 28
+    assert result["replay"]["num_rows"] == 200 - refused
+    assert result["num_env_steps_sampled_lifetime"] == 200
+    assert "obs has a NaN or infinite value" in caplog.text
+    assert "episode" in caplog.text
+
+
+def test_too_many_bad_rows_end_the_run(build):
+    algo = build("often-bad", max_refused_fraction=0.2)
+    with pytest.raises(
+        RefusedRowsError, match=r"of 200 rows were refused.*max_refused_fraction 0.2"
+    ):
+        algo.train()
+
+
+def test_a_killed_rollout_worker_does_not_end_the_run(build):
+    algo = build(num_env_runners=2)
+    algo.train()
+    (pid, _) = algo.env_runner_group.foreach_env_runner(
+        lambda worker: os.getpid(), local_env_runner=False
+    )
+    os.kill(pid, signal.SIGKILL)
+    result = algo.train()
+    assert result["num_env_steps_sampled_lifetime"] == 400
+
+
+def test_a_restored_run_goes_on_where_the_saved_one_was(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.train()
+    algo.save(str(tmp_path / "checkpoint"))
+    results, trained = [], []
+    for _ in range(2):
+        restored = QWR.from_checkpoint(tmp_path / "checkpoint")
+        assert_equal(weights(restored), weights(algo))
+        for one, other in (
+            (algo.learner.state_dict(), restored.learner.state_dict()),
+            (
+                ray.get(algo.replay.state_arrays.remote()),
+                ray.get(restored.replay.state_arrays.remote()),
+            ),
+        ):
+            assert str(one) == str(other)
+        torch.testing.assert_close(algo.view.rows, restored.view.rows)
+        results.append(restored.train())
+        trained.append(weights(restored))
+        restored.stop()
+    assert results[0]["training_iteration"] == 3
+    assert results[0]["num_env_steps_sampled_lifetime"] == 600
+    assert results[0]["learner"]["num_target_updates_lifetime"] == 6
+    # Random states were restored too: both continuations are the same.
+    assert_equal(*trained)
+    # The normaliser has not counted the restored rows a second time.
+    assert trained[0]["normalizer.count"] == 600
+
+
+def test_restore_into_an_algorithm_and_a_policy_alone(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    other = build(num_env_runners=1)
+    other.restore(str(tmp_path))
+    assert other.train()["replay"]["num_rows"] == 400
+    policy = Policy.from_checkpoint(str(tmp_path))["default_policy"]
+    obs = np.ones(3, np.float32)
+    expected = algo.get_policy().compute_single_action(obs, explore=False)[0]
+    np.testing.assert_array_equal(policy.compute_single_action(obs, explore=False)[0], expected)
+
+
+def test_a_changed_learning_rate_survives_a_restore(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    other = build(critic_lr=1e-5)
+    other.restore(str(tmp_path))
+    (group,) = other.learner.state_dict()["critic_optimizer"]["param_groups"]
+    assert group["lr"] == 1e-5
+    assert other.get_policy().config["critic_lr"] == 1e-5
+
+
+def test_training_without_the_replay_is_refused(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    restored = Algorithm.from_checkpoint(str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"QWR\.from_checkpoint"):
+        restored.train()
+    restored.stop()
+
+
+def test_an_interrupted_save_leaves_the_previous_checkpoint_whole(build, tmp_path, monkeypatch):
+    algo = build()
+    algo.train()
+    place = tmp_path / "checkpoint"
+    algo.save(str(place))
+    before = weights(algo)
+    algo.train()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            algo.save(str(place))
+    restored = QWR.from_checkpoint(place)
+    assert_equal(weights(restored), before)
+    restored.stop()
+    algo.save(str(place))
+    restored = QWR.from_checkpoint(place)
+    assert_equal(weights(restored), weights(algo))
+    restored.stop()
+    assert os.listdir(tmp_path) == ["checkpoint"]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "file", ["replay.npz", "algorithm_state.pkl", "policies/default_policy/policy_state.pkl"]
+)
+@pytest.mark.parametrize("damage", [truncate, os.remove])
+def test_a_damaged_checkpoint_is_refused_whole(build, tmp_path, file, damage):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    damage(tmp_path / file)
+    before = weights(algo)
+    algo.train()
+    changed = weights(algo)
+    with pytest.raises(ValueError, match=r"checkpoint.*incomplete|does not seem to be valid"):
+        algo.restore(str(tmp_path))
+    assert not torch.equal(before["actor.head.weight"], changed["actor.head.weight"])
+    assert_equal(weights(algo), changed)
+    with pytest.raises(ValueError, match=r"checkpoint.*incomplete|does not seem to be valid"):
+        QWR.from_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_of_something_else_is_refused(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    with pytest.raises(ValueError, match=r"environment 'Pendulum-v1', not 'Acrobot-v1'"):
+        build("Acrobot-v1").restore(str(tmp_path))
+    other = build(critic_post_gate_layer=True)
+    with pytest.raises(ValueError, match=r"another network: critic.post.0.bias has shape None"):
+        other.restore(str(tmp_path))
+    with pytest.raises(ValueError, match="there is no checkpoint at"):
+        QWR.from_checkpoint(tmp_path / "nowhere")
+
+
+def test_the_replay_file_is_plain_arrays(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    with np.load(tmp_path / "replay.npz", allow_pickle=False) as file:
+        # 200 rows in two trajectories of a tenth of the capacity, each with the state after it.
+        assert file["column_obs"].shape == (202, 3)
+        np.testing.assert_allclose(np.linalg.norm(file["column_obs"][:, :2], axis=1), 1, rtol=1e-5)
+
+
+def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
+    with pytest.raises(ValueError, match=r"replay_capacity must fit the memory.* GB in replay"):
+        build(replay_capacity=10**11)
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"margin": 0}, "margin must be an integer >= 1, got 0"),
+        ({"n_action_samples": 0}, "n_action_samples must be an integer >= 1 or 'all', got 0"),
+        ({"n_action_samples": "some"}, "n_action_samples must be .* got 'some'"),
+        ({"backup": "median"}, "backup must be one of 'mean', 'max', 'logsumexp', got 'median'"),
+        ({"backup_temperature": 0}, "backup_temperature must be a number > 0, got 0"),
+        ({"q_spread": "iqr"}, "q_spread must be one of 'none', 'std', 'abs', got 'iqr'"),
+        ({"beta": -1.0}, "beta must be a number > 0, got -1.0"),
+        ({"beta": "1"}, "beta must be a number > 0, got '1'"),
+        ({"gamma": 1.0}, r"gamma must be a number in \[0, 1\), got 1.0"),
+        ({"lambda_": 1.1}, r"lambda_ must be a number in \[0, 1\], got 1.1"),
+        ({"n_critic_steps": 1.5}, "n_critic_steps must be an integer >= 0, got 1.5"),
+        ({"train_batch_size": 0}, "train_batch_size must be an integer >= 1, got 0"),
+        ({"grad_clip": 0}, "grad_clip must be a number > 0 or None, got 0"),
+        ({"action_std": 0.0}, "action_std must be a number > 0, got 0.0"),
+        ({"action_std": float("nan")}, "action_std must be a number > 0, got nan"),
+        ({"compile": "yes"}, "compile must be true, false or 'auto', got 'yes'"),
+        ({"normalize_advantages": 1}, "normalize_advantages must be true or false, got 1"),
+        ({"normalize_observations": "no"}, "normalize_observations must be true or false"),
+        ({"replay_capacity": 999, "n_interactions": 1000},
+         r"replay_capacity must be >= n_interactions \(1000\), got 999"),
+        ({"n_interactions": 0}, "n_interactions must be an integer >= 1, got 0"),
+        ({"max_refused_fraction": 2}, r"max_refused_fraction must be a number in \[0, 1\], got 2"),
+        ({"learner_threads": 0}, "learner_threads must be an integer >= 1, got 0"),
+        ({"lr": 3e-4}, "lr has no effect, set critic_lr and actor_lr; got 0.0003"),
+        ({"model": {"fcnet_hiddens": []}}, "model.fcnet_hiddens must be a list of integers"),
+        ({"model": {"fcnet_activation": "cube"}}, "model.fcnet_activation must be one of relu"),
+    ],
+)  # fmt: skip
+def test_impossible_values_are_named(training, message):
+    config = QWRConfig().environment("Pendulum-v1").training(**training)
+    with pytest.raises(ValueError, match=message) as error:
+        config.validate()
+    assert "\n" not in str(error.value)
+
+
+def test_environments_must_share_the_interactions_evenly():
+    config = QWRConfig().environment("Pendulum-v1").env_runners(num_env_runners=3)
+    with pytest.raises(ValueError, match=r"multiple of the number of environments \(3 .* got 1000"):
+        config.validate()
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"), [("lrr", "lr"), ("n_critic_step", "n_critic_steps"), ("zzzz", None)]
+)
+def test_unknown_keys_get_the_nearest_known_one(key, hint):
+    message = f"unknown config key '{key}'" + (f"; did you mean '{hint}'" if hint else "$")
+    with pytest.raises(ValueError, match=message):
+        QWRConfig().update_from_dict({key: 1})
+
+
+def test_a_config_survives_its_dict_form():
+    config = QWRConfig().environment("Pendulum-v1").training(margin=7, lambda_=0.5, gamma=0.9)
+    again = QWRConfig().update_from_dict(config.to_dict())
+    assert (again.margin, again.lambda_, again.gamma) == (7, 0.5, 0.9)
+    again.validate()
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ((gym.spaces.Box(0, 1, (2,)), gym.spaces.MultiBinary(2)), "a Box or Discrete action space"),
+        ((gym.spaces.Box(0, 1, (2,)), gym.spaces.Discrete(2, start=1)), "actions that start at 0"),
+        ((gym.spaces.Discrete(2), gym.spaces.Discrete(2)), "a Box observation space"),
+    ],
+)
+def test_other_spaces_are_named(spaces, message):
+    from qwr_rllib.qwr_torch_policy import spec_of
+
+    with pytest.raises(ValueError, match=message):
+        spec_of(*spaces)
