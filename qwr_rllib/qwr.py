@@ -103,6 +103,9 @@ class QWRConfig(AlgorithmConfig):
         self.batch_mode = "truncate_episodes"
         # The normaliser is in the network; a filter would put filtered rows into the replay.
         self.observation_filter = "NoFilter"
+        # RLlib's preprocessor ends the run on an observation outside its space (a NaN is one); here
+        # the replay refuses the row. A Box needs no preprocessing.
+        self._disable_preprocessor_api = True
         self.model |= {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True

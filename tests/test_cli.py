@@ -287,16 +287,16 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
     raise AssertionError("".join(read) + process.stderr.read())
 
 
-def train_walk(results: Path, *more: str) -> list[object]:
+def train_walk(project: Path, results: Path, *more: str) -> list[object]:
     options = ["--storage-path", results, "--ray-num-cpus", 2, "--checkpoint-freq", 1]
-    return ["train", "file", "project/walk.yaml", *options, *more]
+    return ["train", "file", f"{project.name}/walk.yaml", *options, *more]
 
 
 @pytest.fixture(scope="module")
 def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted, resumed, killed, and resumed to its end."""
     results = tmp_path_factory.mktemp("results")
-    with running(project, *train_walk(results)) as process:
+    with running(project, *train_walk(project, results)) as process:
         wait_for(process, r"^ *3/100000 +120 ")
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=120)
@@ -304,10 +304,11 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not errors
     assert "\x1b" not in output
     [resume] = re.findall(r"^Resume: (.*)", output, re.MULTILINE)
-    assert resume.startswith("rllib train file project/walk.yaml") and resume.endswith("--resume")
+    assert resume.startswith(f"rllib train file {project.name}/walk.yaml")
+    assert resume.endswith("--resume")
     last = re.findall(r"^ *(\d+)/100000 ", output, re.MULTILINE)[-1]
 
-    with running(project, *train_walk(results, "--resume")) as process:
+    with running(project, *train_walk(project, results, "--resume")) as process:
         # Interrupted after its last iteration was saved: nothing is lost.
         [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert done == last
@@ -317,7 +318,7 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     end = int(done) + 400
     stop = json.dumps({"training_iteration": end})
-    with running(project, *train_walk(results, "--resume", "--stop", stop)) as process:
+    with running(project, *train_walk(project, results, "--resume", "--stop", stop)) as process:
         # The kill costs about the last second: of the 200 iterations most are there.
         [after] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert int(done) < int(after) < end
@@ -346,7 +347,8 @@ def test_later_stop_takes_finished_trials_up_again(project: Path, trained: Path)
         assert before
         apply_stop(experiment, before)
         after = find_state(experiment)
-        assert after and after > before
+        assert after
+        assert after > before
         [[trial, _]] = json.loads(Path(after).read_text())["trial_data"]
         Path(after).unlink()
         assert json.loads(trial)["stopping_criterion"] == experiment.stop

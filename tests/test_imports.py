@@ -41,10 +41,10 @@ def test_the_learner_s_modules_need_no_ray():
     assert result.returncode == 0, result.stderr
 
 
-def test_what_needs_ray_says_so():
+def test_the_algorithm_needs_ray():
     result = run("from qwr_rllib import QWR")
     assert result.returncode == 1
-    assert "No module named 'ray" in result.stderr
+    assert "ImportError" in result.stderr or "No module named 'ray" in result.stderr
 
 
 @pytest.mark.parametrize("module", ["losses", "specs"])
