@@ -23,7 +23,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qwr_rllib import losses
 from qwr_rllib.gradients import gradient_of
-from qwr_rllib.networks import GatedCritic, QWRNetworks
+from qwr_rllib.networks import CategoricalActor, GatedCritic, QWRNetworks
 from qwr_rllib.replay.view import ReplayView
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
@@ -84,15 +84,14 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         def require(name: str, allowed: str, ok: Callable[[Any], bool]) -> None:
             value = getattr(self, name)
-            try:
-                good = ok(value)
-            except TypeError:
-                good = False
-            if not good:
+            if not ok(value):
                 raise ValueError(f"{name} must be {allowed}, got {value!r}")
 
         def whole(value: Any) -> bool:
             return isinstance(value, int) and not isinstance(value, bool)
+
+        def number(value: Any) -> bool:
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
 
         def one_of(kind: Any) -> tuple[str, Callable[[Any], bool]]:
             return f"one of {', '.join(map(repr, get_args(kind)))}", get_args(kind).__contains__
@@ -106,11 +105,11 @@ class LearnerConfig:
             "an integer >= 1 or 'all'",
             lambda v: v == "all" or (whole(v) and v >= 1),
         )
-        require("lambda_", "a number in [0, 1]", lambda v: 0 <= v <= 1)
-        require("gamma", "a number in [0, 1)", lambda v: 0 <= v < 1)
+        require("lambda_", "a number in [0, 1]", lambda v: number(v) and 0 <= v <= 1)
+        require("gamma", "a number in [0, 1)", lambda v: number(v) and 0 <= v < 1)
         for name in ("backup_temperature", "beta", "critic_lr", "actor_lr", "max_weight"):
-            require(name, "a number > 0", lambda v: 0 < v < float("inf"))
-        require("grad_clip", "a number > 0 or None", lambda v: v is None or v > 0)
+            require(name, "a number > 0", lambda v: number(v) and 0 < v < float("inf"))
+        require("grad_clip", "a number > 0 or None", lambda v: v is None or (number(v) and v > 0))
         require("backup", *one_of(losses.Backup))
         require("q_spread", *one_of(losses.Spread))
         require("normalize_advantages", "true or false", lambda v: isinstance(v, bool))
@@ -146,7 +145,8 @@ class _FlatAdam:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the moments; the learning rate stays the configured one."""
         lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state)
+        # The optimizer would go on to train in the tensors that it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(state))
         for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
             group["lr"] = lr
 
@@ -158,6 +158,9 @@ class Learner:
         networks: with their critic, on ``view``'s device.
         config: hyper-parameters.
         seed: of everything random here; ``None`` draws one.
+
+    Raises:
+        ValueError: for networks without critic, or all of continuous actions to enumerate.
     """
 
     def __init__(
@@ -165,6 +168,10 @@ class Learner:
     ) -> None:
         if networks.critic is None:
             raise ValueError("networks must have a critic to be trained")
+        if config.n_action_samples == "all" and not isinstance(networks.actor, CategoricalActor):
+            raise ValueError(
+                "n_action_samples must be an integer >= 1 where actions are continuous, got 'all'"
+            )
         self.networks = networks
         self.config = config
         self.actor = networks.actor
@@ -308,7 +315,7 @@ class Learner:
             by_minibatch = inverse.view(steps, -1)
             q_values = q_values[by_minibatch]
             probs = None if probs is None else probs[by_minibatch]
-            scale = losses.spread(q_values, config.q_spread, (1, 2))
+            scale = losses.spread(q_values, config.q_spread, (1, 2), probs)
             values = losses.backup(
                 q_values / scale, config.backup, config.backup_temperature, probs
             )
@@ -389,7 +396,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on exactly: plain tensors and numbers."""
-        return {
+        state = {
             "networks": self.networks.state_dict(),
             "target_critic": self.target_critic.state_dict(),
             "critic_optimizer": self._critic_adam.state_dict(),
@@ -399,6 +406,7 @@ class Learner:
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
         }
+        return copy.deepcopy(state)  # of its own, not the tensors that are being trained
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what :meth:`state_dict` gave; learning rates stay the configured ones."""

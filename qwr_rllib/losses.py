@@ -81,19 +81,24 @@ def backup(
     raise ValueError(f"operator must be one of {get_args(Backup)}, got {operator!r}")
 
 
-def spread(q_values: Tensor, kind: Spread, dims: tuple[int, ...]) -> Tensor:
+def spread(
+    q_values: Tensor, kind: Spread, dims: tuple[int, ...], probs: Tensor | None = None
+) -> Tensor:
     """How far Q-values lie apart over ``dims``, so that a temperature can be relative to it.
 
     ``"std"`` is the (biased) standard deviation, ``"abs"`` the mean absolute deviation from the
-    mean, ``"none"`` is 1. The reduced dimensions are kept with size 1.
+    mean, ``"none"`` is 1. The reduced dimensions are kept with size 1. Values are weighted by
+    ``probs`` where all actions are enumerated.
     """
     if kind == "none":
         return q_values.new_ones(())
-    deviations = q_values - q_values.mean(dims, keepdim=True)
+    weights = torch.ones_like(q_values) if probs is None else probs
+    weights = weights / weights.sum(dims, keepdim=True)
+    deviations = q_values - (weights * q_values).sum(dims, keepdim=True)
     if kind == "std":
-        return deviations.square().mean(dims, keepdim=True).sqrt() + SPREAD_EPS
+        return (weights * deviations.square()).sum(dims, keepdim=True).sqrt() + SPREAD_EPS
     if kind == "abs":
-        return deviations.abs().mean(dims, keepdim=True) + SPREAD_EPS
+        return (weights * deviations.abs()).sum(dims, keepdim=True) + SPREAD_EPS
     raise ValueError(f"kind must be one of {get_args(Spread)}, got {kind!r}")
 
 

@@ -286,7 +286,7 @@ class QWRNetworks(nn.Module):
         with_critic: bool = True,
     ) -> None:
         super().__init__()
-        self._obs_dims = len(spec.obs_shape)
+        self._obs_shape = spec.obs_shape
 
         def body() -> nn.Module:
             return mlp(math.prod(spec.obs_shape), hiddens, activation)
@@ -307,7 +307,8 @@ class QWRNetworks(nn.Module):
     def normalize(self, obs: Tensor) -> Tensor:
         """Raw observations ``(..., *obs_shape)`` to the vectors that actor and critic take."""
         scaled = self.normalizer(obs.float())
-        return scaled.reshape(*obs.shape[: obs.dim() - self._obs_dims], -1)
+        batch = obs.shape[: obs.dim() - len(self._obs_shape)]
+        return scaled.reshape(*batch, math.prod(self._obs_shape))
 
     def behaviour(self, obs: Tensor) -> Tensor:
         """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""

@@ -210,7 +210,7 @@ class QWRTorchPolicy(TorchPolicyV2):
         with torch.no_grad():
             next_params = self.networks.behaviour(next_obs)
             q_next, _, next_probs = values(learner.target_critic, next_obs, next_params)
-            scale = losses.spread(q_next, config.q_spread, (0, 1))
+            scale = losses.spread(q_next, config.q_spread, (0, 1), next_probs)
             backup = scale * losses.backup(
                 q_next / scale, config.backup, config.backup_temperature, next_probs
             ).reshape(-1)

@@ -34,6 +34,9 @@ class Walk(gym.Env):
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Box(-2, 6, (1,), np.float32)
 
+    def __init__(self, config=None):
+        pass
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.t = 0
@@ -299,7 +302,7 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running(project, *train_walk(project, results)) as process:
         wait_for(process, r"^ *3/100000 +120 ")
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, output + errors
     assert not errors
     assert "\x1b" not in output

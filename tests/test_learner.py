@@ -356,14 +356,6 @@ def test_update_counts(critic_steps, freq, syncs):
     assert learner.num_actor_updates == 11
 
 
-def test_the_default_is_3000_critic_updates_and_30_syncs():
-    networks = QWRNetworks(DISCRETE, hiddens=(2,))
-    learner = Learner(networks, LearnerConfig(train_batch_size=1, n_actor_steps=0), seed=0)
-    learner.train(view_of(DISCRETE))
-    assert learner.num_critic_updates == 3000
-    assert learner.num_target_updates == 30
-
-
 def test_the_target_is_the_critic_of_the_last_sync():
     learner, view = learner_for(DISCRETE, n_critic_steps=2, target_update_freq=6), view_of(DISCRETE)
     at_sync = weights(learner.critic)

@@ -53,13 +53,13 @@ class OldStackAgent:
 
     def __init__(self, checkpoint: Path) -> None:
         policies = Policy.from_checkpoint(str(checkpoint))
-        self._policy: Policy = policies["default_policy"]  # type: ignore[index]
+        self._policy: Policy = policies["default_policy"]
         space = self._policy.observation_space
         self.observation_space = getattr(space, "original_space", space)
         self.action_space = self._policy.action_space
 
     def reset(self, observation: Any) -> None:
-        self._policy.agent_connectors.reset("env")  # type: ignore[attr-defined]
+        self._policy.agent_connectors.reset("env")
         self._observation = observation
 
     def act(self) -> Any:
@@ -210,7 +210,7 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(1), metavar="N",
-              help=f"How many; default {DEFAULT_EPISODES}, or any number with --steps.")  # fmt: skip
+              help=f"How many; default {DEFAULT_EPISODES}, any with --steps.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), metavar="N",
               help="Begin no new episode after so many environment steps.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
@@ -220,7 +220,7 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
               help="Of the first episode; the next has the next.")  # fmt: skip
 @click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="The training's YAML or Python file, to import the modules that it needs.")  # fmt: skip
+              help="The training's YAML or Python file, for the modules it needs.")  # fmt: skip
 def evaluate(
     checkpoint: Path,
     episodes: int | None,

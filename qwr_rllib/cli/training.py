@@ -279,7 +279,7 @@ def run(
     show_trials = max(experiment.num_trials, len(resumed)) > 1
     progress = Progress(console, experiment.stop, show_trials, resumed)
     retry = ResumeConfig.ResumeType.RESUME
-    resume_config = ResumeConfig(errored=retry) if resumed else None  # type: ignore[arg-type]
+    resume_config = ResumeConfig(errored=retry) if resumed else None
     try:
         with interruption.installed():
             trials = tune.run_experiments(

@@ -77,6 +77,8 @@ class _Trajectory:
     tail: int
     """Slot of the state after the last row, or -1 where the episode terminated."""
     next_t: int
+    closed: bool
+    """No row can follow: the episode is over, or a gap came."""
 
 
 class ReplayStorage:
@@ -114,7 +116,7 @@ class ReplayStorage:
         self._num_free = self.num_slots
         self._trajectories: dict[int, _Trajectory] = {}  # oldest first
         self._next_key = 0
-        self._open: dict[int, int] = {}  # episode to key
+        self._latest: dict[int, int] = {}  # episode to the key of its last trajectory
 
     @property
     def num_episodes(self) -> int:
@@ -139,36 +141,36 @@ class ReplayStorage:
         self._check(fragment)
         self.version += 1
         known = 0
-        key = self._open.get(fragment.episode)
-        if key is not None:
-            known = min(max(self._trajectories[key].next_t - fragment.start, 0), len(fragment))
-            if self._trajectories[key].next_t < fragment.start:
-                self._open.pop(fragment.episode)
+        latest = self._trajectories.get(self._latest.get(fragment.episode, -1))
+        if latest is not None:
+            known = min(max(latest.next_t - fragment.start, 0), len(fragment))
+            latest.closed |= latest.next_t < fragment.start
         first = known
         while first < len(fragment):
             first += self._append(fragment, first)
-        if fragment.done:
-            self._open.pop(fragment.episode, None)
+        if fragment.done and known < len(fragment):
+            self._trajectories[self._latest[fragment.episode]].closed = True
         return len(fragment) - known
 
     def _append(self, fragment: Fragment, first: int) -> int:
         """Appends rows from ``first`` to one trajectory, as many as it may take."""
-        key = self._open.get(fragment.episode)
-        if key is not None and len(self._trajectories[key].slots) >= self.max_trajectory:
-            self._open.pop(fragment.episode)
-            key = None
-        held = 0 if key is None else len(self._trajectories[key].slots)
+        key = self._latest.get(fragment.episode)
+        held = 0
+        if key is not None:
+            held = len(self._trajectories[key].slots)
+            if self._trajectories[key].closed or held >= self.max_trajectory:
+                key, held = None, 0
         count = min(len(fragment) - first, self.max_trajectory - held)
         while self.num_rows + count > self.capacity or self._num_free < count + 1:
             self._evict()
-        if key not in self._trajectories:  # none yet, or just evicted
+        if key not in self._trajectories:  # none to continue, or it was just evicted
             key = self._next_key
             self._next_key += 1
             empty = np.zeros(0, np.int64)
             self._trajectories[key] = _Trajectory(
-                fragment.episode, empty, -1, fragment.start + first
+                fragment.episode, empty, -1, fragment.start + first, closed=False
             )
-            self._open[fragment.episode] = key
+            self._latest[fragment.episode] = key
         assert key is not None
         trajectory = self._trajectories[key]
 
@@ -206,8 +208,8 @@ class ReplayStorage:
     def _evict(self) -> None:
         key, trajectory = next(iter(self._trajectories.items()))
         del self._trajectories[key]
-        if self._is_open(key, trajectory):
-            del self._open[trajectory.episode]
+        if self._latest.get(trajectory.episode) == key:
+            del self._latest[trajectory.episode]
         slots = trajectory.slots
         self.num_rows -= len(slots)
         if trajectory.tail >= 0:
@@ -216,9 +218,6 @@ class ReplayStorage:
         self._stamps[slots] = self.version
         self._free[self._num_free : self._num_free + len(slots)] = slots[::-1]
         self._num_free += len(slots)
-
-    def _is_open(self, key: int, trajectory: _Trajectory) -> bool:
-        return self._open.get(trajectory.episode) == key
 
     def _check(self, fragment: Fragment) -> None:
         rows = len(fragment)
@@ -241,8 +240,10 @@ class ReplayStorage:
                 )
             if not np.can_cast(value.dtype, dtype, "same_kind"):
                 raise RefusedFragmentError(f"{name} must be {dtype}, got {value.dtype}")
-            if dtype.kind == "f" and not np.isfinite(value).all():
-                row = int(np.argwhere(~np.isfinite(value))[0][0])
+            with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
+                finite = np.isfinite(value.astype(dtype))
+            if not finite.all():
+                row = int(np.argwhere(~finite)[0][0])
                 raise RefusedFragmentError(
                     f"{name} has a NaN or infinite value at step {fragment.start + row}"
                 )
@@ -272,7 +273,7 @@ class ReplayStorage:
         slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
         empty = np.zeros(0, np.int64)
         table = [
-            (key, each.episode, len(each.slots), each.tail, each.next_t, self._is_open(key, each))
+            (key, each.episode, len(each.slots), each.tail, each.next_t, each.closed)
             for key, each in self._trajectories.items()
         ]
         return {
@@ -289,63 +290,79 @@ class ReplayStorage:
     def load(self, arrays: Mapping[str, Any]) -> None:
         """Takes the place of everything held by what :meth:`state_arrays` gave.
 
-        With a smaller capacity than the saved store had, the newest trajectories are kept.
+        With another capacity than the saved store had, the newest rows that fit are kept.
 
         Raises:
-            ValueError: if an array is missing or has another shape or dtype; nothing is loaded.
+            ValueError: if an array is missing, has another shape or dtype, or contradicts the
+                others; nothing is loaded then.
         """
         try:
-            columns = {name: arrays[f"column_{name}"] for name in self.columns}
-            saved_capacity, inserted, next_key = arrays["counters"].tolist()
-            table, trajectory_slots = arrays["trajectories"], arrays["trajectory_slots"]
-            slots, free = arrays["slots"], arrays["free"]
+            saved_capacity = int(arrays["counters"][0])
+            if saved_capacity != self.capacity:
+                self._load_resized(saved_capacity, arrays)
+                return
+            self._check_arrays(arrays)
         except KeyError as error:
             raise ValueError(f"the replay's file lacks the array {error}") from None
-        for name, column in columns.items():
-            own = self.columns[name]
+        self._clear()
+        slots, free = arrays["slots"], arrays["free"]
+        for name, column in self.columns.items():
+            column[slots] = arrays[f"column_{name}"]
+        self._free[: len(free)] = free
+        self._num_free = len(free)
+        start = 0
+        for key, episode, length, tail, next_t, closed in arrays["trajectories"].tolist():
+            own_slots = arrays["trajectory_slots"][start : start + length]
+            start += length
+            self._trajectories[key] = _Trajectory(episode, own_slots, tail, next_t, bool(closed))
+            self._latest[episode] = key
+        self.num_rows = start
+        _, self.num_rows_inserted_lifetime, self._next_key = arrays["counters"].tolist()
+
+    def _check_arrays(self, arrays: Mapping[str, Any]) -> None:
+        slots, free = arrays["slots"], arrays["free"]
+        for name, own in self.columns.items():
+            column = arrays[f"column_{name}"]
             if column.shape != (len(slots), *own.shape[1:]) or column.dtype != own.dtype:
                 raise ValueError(
                     f"{name} must be {own.dtype} {own.shape[1:]} per row, the replay's file has "
                     f"{column.dtype} {column.shape[1:]} for {len(slots)} slots"
                 )
-        if saved_capacity != self.capacity:
-            self._load_resized(saved_capacity, arrays)
-            return
-        self._clear()
-        for name, column in columns.items():
-            self.columns[name][slots] = column
-        self._free[: len(free)] = free
-        self._num_free = len(free)
-        start = 0
-        for key, episode, length, tail, next_t, is_open in table.tolist():
-            own_slots = trajectory_slots[start : start + length]
-            start += length
-            self._trajectories[key] = _Trajectory(episode, own_slots, tail, next_t)
-            if is_open:
-                self._open[episode] = key
-        self.num_rows = len(trajectory_slots)
-        self.num_rows_inserted_lifetime = inserted
-        self._next_key = next_key
+        kind, following = arrays["column_kind"], arrays["column_next"]
+        table, own_slots = arrays["trajectories"], arrays["trajectory_slots"]
+        consistent = (
+            arrays["counters"].shape == (3,)
+            and np.array_equal(np.sort(np.append(slots, free)), np.arange(self.num_slots))
+            and ((following >= 0) & (following < self.num_slots)).all()
+            and table.shape[1:] == (6,)
+            and table[:, 2].sum() == len(own_slots)
+            and np.array_equal(np.sort(own_slots), np.sort(slots[kind == Slot.ROW]))
+            and np.array_equal(
+                np.sort(table[table[:, 3] >= 0, 3]), np.sort(slots[kind == Slot.TAIL])
+            )
+        )
+        if not consistent:
+            raise ValueError("the arrays of the replay's file contradict each other")
 
     def _load_resized(self, saved_capacity: int, arrays: Mapping[str, Any]) -> None:
         saved = ReplayStorage(self.spec, saved_capacity)
         saved.load(arrays)
         self._clear()
-        for key, each in saved._trajectories.items():
-            terminated = each.tail < 0
-            states = each.slots if terminated else np.append(each.slots, each.tail)
-            fragment = Fragment(
-                episode=each.episode,
-                start=each.next_t - len(each.slots),
-                obs=saved.columns["obs"][states],
-                action_dist_inputs=saved.columns["action_dist_inputs"][states],
-                actions=saved.columns["actions"][each.slots],
-                rewards=saved.columns["rewards"][each.slots],
-                terminated=terminated,
-                done=not saved._is_open(key, each),
+        for each in saved._trajectories.values():
+            rows = each.slots[-self.capacity :]
+            states = rows if each.tail < 0 else np.append(rows, each.tail)
+            self.add(
+                Fragment(
+                    episode=each.episode,
+                    start=each.next_t - len(rows),
+                    obs=saved.columns["obs"][states],
+                    action_dist_inputs=saved.columns["action_dist_inputs"][states],
+                    actions=saved.columns["actions"][rows],
+                    rewards=saved.columns["rewards"][rows],
+                    terminated=each.tail < 0,
+                    done=each.closed,
+                )
             )
-            if len(fragment) <= self.capacity:
-                self.add(fragment)
         self.num_rows_inserted_lifetime = saved.num_rows_inserted_lifetime
 
 

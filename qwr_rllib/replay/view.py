@@ -88,10 +88,12 @@ class ReplayView:
         self.rows = torch.nonzero(self.kind == Slot.ROW).squeeze(1)
         self.uid, self.version = changes.uid, changes.version
 
+        rows = changes.columns["kind"] == Slot.ROW
         inserted = changes.columns["inserted"]
-        new = (changes.columns["kind"] == Slot.ROW) & (inserted >= self._num_inserted_seen)
-        if new.any():
-            self._num_inserted_seen = int(inserted[new].max()) + 1
+        new = rows & (inserted >= self._num_inserted_seen)
+        if changes.reset or new.any():
+            # A reset may go back, to a store from an older checkpoint.
+            self._num_inserted_seen = int(inserted[rows].max(initial=-1)) + 1
         return slots[tensor(new)]
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
