@@ -309,7 +309,8 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [resume] = re.findall(r"^Resume: (.*)", output, re.MULTILINE)
     assert resume.startswith(f"rllib train file {project.name}/walk.yaml")
     assert resume.endswith("--resume")
-    last = re.findall(r"^ *(\d+)/100000 ", output, re.MULTILINE)[-1]
+    # Iterations that ended after the signal was sent.
+    last = ["3", *re.findall(r"^ *(\d+)/100000 ", output, re.MULTILINE)][-1]
 
     with running(project, *train_walk(project, results, "--resume")) as process:
         # Interrupted after its last iteration was saved: nothing is lost.
@@ -443,5 +444,5 @@ def test_failed_trial(project: Path, tmp_path: Path) -> None:
     assert process.returncode == 1, output + errors
     match = re.fullmatch(r"Error: QWR_\S+: .*one leg too few \(see (.*)\)\n", errors)
     assert match, errors
-    assert "Traceback" in Path(match[1]).read_text()
+    assert "stumble.py\", line" in Path(match[1]).read_text()  # the place in the traceback
     assert "Resume: rllib train file" in output

@@ -45,15 +45,16 @@ class Interruption(Callback):
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        self._console.print(
-            "Interrupted: waiting for the running iterations and their checkpoints; "
-            "once more (Ctrl-C) ends at once.",
-            style="yellow",
-            soft_wrap=True,
-        )
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.requested and self._unsaved is None:
+            # Not in the handler: the signal may have come in the midst of another print.
+            self._console.print(
+                "Interrupted: waiting for the running iterations and their checkpoints; "
+                "once more (Ctrl-C) ends at once",
+                style="yellow",
+                soft_wrap=True,
+            )
             self._unsaved = {
                 trial.trial_id
                 for trial in trials

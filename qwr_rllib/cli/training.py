@@ -19,7 +19,6 @@ import click
 import ray
 from ray import tune
 from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray.exceptions import RayError
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import SCHEDULER_IMPORT, TrialScheduler
@@ -34,6 +33,7 @@ from qwr_rllib.cli.experiments import (
     Overrides,
     check_experiment,
     check_keys,
+    load_user_modules,
     nearest,
     read_file,
 )
@@ -94,8 +94,9 @@ def train(
         return None
     if not algo:
         raise ConfigError("nothing to train: give --algo and --env, or `train file FILE`")
-    specs = {"default": {"run": algo, "config": config}}
-    return _train(specs, UserModules((os.getcwd(),)), None, options)
+    modules = UserModules((os.getcwd(),))
+    load_user_modules(modules)
+    return _train({"default": {"run": algo, "config": config}}, modules, None, options)
 
 
 @train.command("file")
@@ -221,13 +222,15 @@ def _ray_started(
     # seconds or more, and the checkpoints after it are lost.
     num_trials = max(experiment.num_trials for experiment in experiments)
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 + num_trials // 10))
+    # Workers have the current folder on their path anyway, and start faster without a hook.
+    hook = modules.worker_setup() if modules.names or modules.folders != (os.getcwd(),) else None
     try:
         context = ray.init(
             address=address or "local",
             **({} if address else own),
             logging_level=logging.getLogger("ray").level,
             log_to_driver=options["verbosity"] > 0,
-            runtime_env={"worker_process_setup_hook": modules.worker_setup()},
+            runtime_env={"worker_process_setup_hook": hook} if hook else None,
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"cannot start Ray: {error}") from error
@@ -292,7 +295,8 @@ def run(
             )
     except KeyboardInterrupt:
         return [], INTERRUPTED
-    except (RayError, TuneError) as error:
+    except Exception as error:
+        logging.getLogger("ray.tune").info("The run failed", exc_info=True)
         click.echo(f"Error: {experiment.name}: {_last_line(str(error))}", err=True)
         return [], FAILED
     failed = any(trial.status == Trial.ERROR for trial in trials)
