@@ -444,5 +444,5 @@ def test_failed_trial(project: Path, tmp_path: Path) -> None:
     assert process.returncode == 1, output + errors
     match = re.fullmatch(r"Error: QWR_\S+: .*one leg too few \(see (.*)\)\n", errors)
     assert match, errors
-    assert "stumble.py\", line" in Path(match[1]).read_text()  # the place in the traceback
+    assert 'stumble.py", line' in Path(match[1]).read_text()  # the place in the traceback
     assert "Resume: rllib train file" in output
