@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -30,10 +31,11 @@ PAPER = {"Walker2d-v5": 1301, "HalfCheetah-v5": 2323, "Hopper-v5": 1758, "Humano
 
 def curve(experiment: Path) -> tuple[str, pd.DataFrame]:
     """The environment and the rows of the one trial in an experiment's folder."""
-    (progress,) = experiment.glob("*/progress.csv")
-    frame = pd.read_csv(progress)
-    env = pd.read_json(progress.with_name("params.json"), typ="series")["env"]
-    return env, frame.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
+    # Not progress.csv: its columns are those of the first iteration, before any evaluation.
+    (file,) = experiment.glob("*/result.json")
+    results = [json.loads(line) for line in file.read_text().splitlines()]
+    frame = pd.json_normalize(results, sep="/")
+    return frame["config/env"].iloc[0], frame[list(COLUMNS)].rename(columns=COLUMNS)
 
 
 @click.command()
