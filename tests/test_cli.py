@@ -317,13 +317,13 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert done == last
         wait_for(process, rf"^ *{int(done) + 1}/100000 +{40 * int(done) + 40} ")
-        wait_for(process, rf"^ *{int(done) + 30}/100000 ")
+        wait_for(process, rf"^ *{int(done) + 10}/100000 ")
         process.kill()
 
-    end = int(done) + 60
+    end = int(done) + 20
     stop = json.dumps({"training_iteration": end})
     with running(project, *train_walk(project, results, "--resume", "--stop", stop)) as process:
-        # The kill costs about the last second: of the 30 iterations most are there.
+        # The kill costs about the last second: of the 10 iterations some are there.
         [after] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert int(done) < int(after) < end
         wait_for(process, rf"^ *{int(after) + 1}/{end} +{40 * int(after) + 40} ")
