@@ -23,7 +23,7 @@ PARALLEL = 16  # episodes collected side by side
 
 
 class Chain:
-    """Ten cells; 1 goes right, 0 left for 0.01; the rightmost cell is worth 1 and the end."""
+    """Ten cells; 0 goes left, 1 right; each costs 0.01 to the right; the last pays 1 and ends."""
 
     spec = Spec(obs_shape=(10,), obs_dtype="float32", action_dim=2, discrete=True)
     start = 0.0
@@ -38,7 +38,7 @@ class Chain:
     def step(self, states, actions):
         after = np.clip(states + 2 * actions - 1, 0, 9)
         terminated = after == 9
-        return after, terminated + 0.01 * (actions == 0), terminated
+        return after, terminated + 0.01 * (states - after), terminated
 
 
 class Slope:
@@ -178,8 +178,8 @@ def with_a_target_that_stays_behind(monkeypatch):
     monkeypatch.setattr(GatedCritic, "load_state_dict", lambda *_: None)
 
 
-# The best returns are 1.0 and 0.9; going away from the goal all the time gives 0.3 and 0.
-@pytest.mark.parametrize(("env", "enough"), [(Chain(), 0.95), (Slope(), 0.85)])
+# The best returns are 0.91 and 0.9; staying away from the goal gives 0.
+@pytest.mark.parametrize(("env", "enough"), [(Chain(), 0.85), (Slope(), 0.85)])
 def test_qwr_reaches_the_goal(env, enough):
     assert train(env) > enough
 

@@ -133,6 +133,18 @@ def test_spread_golden():
     assert losses.spread(Q, "none", (0, 1)) == 1
 
 
+def test_spread_golden_under_probs():
+    # Mean (1.75 + 1.5) / 2 = 1.625; mean square (3.75 + 9) / 2 = 6.375;
+    # absolute deviations 0.625 0.375 1.375 and 1.625 1.625 4.375, weighted 0.75 and 2.3125.
+    close(losses.spread(Q, "std", (0, 1), PROBS), [[math.sqrt(6.375 - 1.625**2) + 1e-5]])
+    close(losses.spread(Q, "abs", (0, 1), PROBS), [[1.53125 + 1e-5]])
+
+
+def test_spread_ignores_actions_that_mu_never_takes():
+    q_values, probs = torch.tensor([[1.0, 3.0, 1e6]]), torch.tensor([[0.5, 0.5, 0.0]])
+    close(losses.spread(q_values, "std", (0, 1), probs), [[1 + 1e-5]])
+
+
 def test_spread_of_equal_values_can_be_divided_by():
     for kind in ("std", "abs"):
         assert losses.spread(torch.ones(2, 3), kind, (0, 1)).item() == pytest.approx(1e-5)

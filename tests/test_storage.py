@@ -236,6 +236,15 @@ def test_many_cut_episodes_of_one_row_never_run_out_of_slots():
     assert len(held) > 100
 
 
+def test_reused_slots_keep_nothing_of_what_they_held():
+    storage, rng, arguments = ReplayStorage(CONTINUOUS, 30), np.random.default_rng(0), []
+    for i in range(90):
+        arguments.append((i, 0, rng.integers(1, 4), rng.choice(["terminated", "truncated", ""])))
+        storage.add(fragment(*arguments[i]))
+        held = episodes_held(storage)
+        assert stored(storage) == sorted((s for e in held for s in steps(*arguments[e])), key=str)
+
+
 def test_capacity_of_one_row():
     storage = store(fragment(1, 0, 1), fragment(1, 1, 2, "terminated"), capacity=1)
     assert stored(storage) == steps(1, 1, 2, "terminated")
@@ -421,6 +430,8 @@ def test_a_view_of_the_replaced_content_is_reset():
         ("column_rewards", lambda a: a.astype(np.float64)),
         ("column_next", lambda a: a + 10_000),
         ("counters", lambda a: a[:2]),
+        ("counters", lambda a: a[:0]),
+        ("counters", lambda a: a + 10**12),
         ("slots", lambda a: a[:-1]),
         ("slots", lambda a: a + 10_000),
         ("free", lambda a: a[:-1]),
