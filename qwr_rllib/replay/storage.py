@@ -297,13 +297,13 @@ class ReplayStorage:
                 others; nothing is loaded then.
         """
         try:
-            saved_capacity = int(arrays["counters"][0])
-            if saved_capacity != self.capacity:
-                self._load_resized(saved_capacity, arrays)
-                return
             self._check_arrays(arrays)
         except KeyError as error:
             raise ValueError(f"the replay's file lacks the array {error}") from None
+        saved_capacity = int(arrays["counters"][0])
+        if saved_capacity != self.capacity:
+            self._load_resized(saved_capacity, arrays)
+            return
         self._clear()
         slots, free = arrays["slots"], arrays["free"]
         for name, column in self.columns.items():
@@ -330,10 +330,12 @@ class ReplayStorage:
                 )
         kind, following = arrays["column_kind"], arrays["column_next"]
         table, own_slots = arrays["trajectories"], arrays["trajectory_slots"]
+        held = len(slots) + len(free)
         consistent = (
             arrays["counters"].shape == (3,)
-            and np.array_equal(np.sort(np.append(slots, free)), np.arange(self.num_slots))
-            and ((following >= 0) & (following < self.num_slots)).all()
+            and held == num_slots(int(arrays["counters"][0]))
+            and np.array_equal(np.sort(np.append(slots, free)), np.arange(held))
+            and ((following >= 0) & (following < held)).all()
             and table.shape[1:] == (6,)
             and table[:, 2].sum() == len(own_slots)
             and np.array_equal(np.sort(own_slots), np.sort(slots[kind == Slot.ROW]))
