@@ -53,6 +53,8 @@ class AtariConfig:
     """Whether this is an environment of the evaluation; set by the algorithm."""
     evaluation_max_episode_steps: int = 27_000
     """Interactions of an evaluation episode."""
+    render_mode: str | None = None
+    """Gymnasium's."""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -113,12 +115,11 @@ class LifeLoss(gym.Wrapper):
         return observation, reward, terminated, truncated, info | {LIFE_LOST: lost}
 
 
-def make_atari(env_config: Mapping[str, Any], render_mode: str | None = None) -> gym.Env:
+def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
     """An Atari game as the protocol has it.
 
     Args:
         env_config: the fields of :class:`AtariConfig`.
-        render_mode: Gymnasium's, for videos.
 
     Raises:
         ValueError: for an unknown game, naming the nearest ones, or another impossible setting.
@@ -149,7 +150,7 @@ def make_atari(env_config: Mapping[str, Any], render_mode: str | None = None) ->
         frameskip=1,  # AtariPreprocessing skips
         repeat_action_probability=float(config.sticky_actions),
         full_action_space=config.full_action_space,
-        render_mode=render_mode,
+        render_mode=config.render_mode,
     )
     env = AtariPreprocessing(
         env,

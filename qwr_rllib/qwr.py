@@ -457,7 +457,8 @@ class QWR(Algorithm):
             ]
         )
         new = self.view.update(changes)
-        self.learner.observe(self.view.columns["obs"][new])
+        if not self.view.spec.image:  # which have no statistics
+            self.learner.observe(self.view.observations(new))
         steps = (
             self._replay_metrics["num_rows_inserted_lifetime"]
             + self._replay_metrics["num_rows_refused_lifetime"]

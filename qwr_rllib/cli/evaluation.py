@@ -17,6 +17,7 @@ from typing import Any
 import click
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import RecordVideo
 from packaging.version import Version
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -153,9 +154,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig,
             config = AlgorithmConfig.from_state(config)
         if config.is_multi_agent:
             raise ConfigError(f"{checkpoint} is of several agents, which is not supported")
-        overrides = config.evaluation_config
-        config = config.copy(copy_frozen=False)
-        config.update_from_dict(overrides if isinstance(overrides, dict) else {})
+        config = config.get_evaluation_config_object() or config.copy(copy_frozen=False)
         agent = NewStackAgent(checkpoint) if new_stack else OldStackAgent(checkpoint)
     except ConfigError:
         raise
@@ -207,6 +206,25 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
             json.dump({**about, "episodes": rows}, file, indent=2)
 
 
+def record(env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, Any]:
+    """Has every episode of an environment written as an MP4.
+
+    Raises:
+        ConfigError: It cannot be rendered to pictures here, or the package that writes them is
+            missing.
+    """
+    try:
+        import moviepy  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError("--video needs the package moviepy: pip install moviepy") from error
+    try:
+        env.reset(seed=0)
+        env.render()
+        return RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
+    except Exception as error:
+        raise ConfigError(f"--video: {env} cannot be rendered: {error}") from error
+
+
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(1), metavar="N",
@@ -215,6 +233,8 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
               help="Begin no new episode after so many environment steps.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the episodes here: .json or .csv.")  # fmt: skip
+@click.option("--video", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Write each episode here as an MP4.")  # fmt: skip
 @click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm.")
 @click.option("--env", help="Another environment than the checkpoint's.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
@@ -226,6 +246,7 @@ def evaluate(
     episodes: int | None,
     steps: int | None,
     out: Path | None,
+    video: Path | None,
     algo: str | None,
     env: str | None,
     seed: int,
@@ -256,13 +277,19 @@ def evaluate(
         config.environment(env)
     if config.env is None:
         raise ConfigError(f"{found} names no environment: give --env")
-    with contextlib.closing(make_env(algorithm, config)) as environment:
+    if video:
+        config.env_config = config.env_config | {"render_mode": "rgb_array"}
+        if "DISPLAY" not in os.environ:
+            os.environ.setdefault("MUJOCO_GL", "egl")
+    with contextlib.closing(make_env(algorithm, config)) as made:
+        environment = record(made, video) if video else made
         for kind in ("observation_space", "action_space"):
             learned, given = getattr(agent, kind), getattr(environment, kind)
             if _shape(learned) != _shape(given):
                 raise ConfigError(f"{found} has {kind} {learned}, {config.env} has {given}")
         limit = episodes or (None if steps else DEFAULT_EPISODES)
         results = list(play(agent, environment, seed, limit, steps))
+        environment.close()  # writes the last episode's video
 
     returns = [result.episode_return for result in results]
     lengths = [result.length for result in results]
