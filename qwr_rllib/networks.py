@@ -65,14 +65,14 @@ class ImageEncoder(nn.Sequential):
         layers: list[nn.Module] = []
         channels, *size = channels_first(obs_shape)
         for filters, kernel, stride in conv_filters:
-            kernels = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-            size = [(n - k) // stride + 1 for n, k in zip(size, kernels, strict=True)]
+            height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+            size = [(size[0] - height) // stride + 1, (size[1] - width) // stride + 1]
             if min(size) < 1:
                 raise ValueError(
                     f"an image observation must be large enough for model.conv_filters "
                     f"{[list(each) for each in conv_filters]}, got {tuple(obs_shape)}"
                 )
-            layers += [nn.Conv2d(channels, filters, kernels, stride), nn.ReLU()]
+            layers += [nn.Conv2d(channels, filters, (height, width), stride), nn.ReLU()]
             channels = filters
         super().__init__(
             *layers, nn.Flatten(), mlp(channels * math.prod(size), hiddens, activation)
@@ -89,6 +89,7 @@ def _glorot(module: nn.Module) -> None:
     """Glorot-uniform weights and zero biases, as in the authors' framework."""
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(module.weight)
+        assert module.bias is not None
         nn.init.zeros_(module.bias)
 
 

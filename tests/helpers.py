@@ -25,8 +25,8 @@ def fragment(
 ) -> Fragment:
     """Steps ``start`` to ``stop`` of an episode; ``end`` is "terminated", "truncated" or "".
 
-    Observation (or newest frame) ``(episode, t)``, action ``t + 0.5`` (discrete: ``t`` modulo the actions), reward
-    ``t + 1``, all parameters of mu ``-t``.
+    Observation (or newest frame) ``(episode, t)``, action ``t + 0.5`` (discrete: ``t`` modulo the
+    actions), reward ``t + 1``, all parameters of mu ``-t``.
     """
     times = np.arange(start, stop)
     states = np.arange(start, stop + (end != "terminated"))

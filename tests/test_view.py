@@ -35,9 +35,10 @@ def assert_stacked(view: ReplayView) -> None:
     """An observation has the frames before it, the episode's first one repeated."""
     states = torch.nonzero((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).squeeze(1)
     observations = view.observations(states)
-    for episode, t, observation in zip(*view.columns["obs"][states].int().T, observations):
+    names = view.columns["obs"][states].int().tolist()
+    for (episode, t), observation in zip(names, observations, strict=True):
         ages = range(view.spec.frame_stack - 1, -1, -1)
-        expected = [[int(episode), max(int(t) - age, 0)] for age in ages]
+        expected = [[episode, max(t - age, 0)] for age in ages]
         assert observation.reshape(-1, 2).tolist() == expected
 
 
