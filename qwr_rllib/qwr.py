@@ -34,6 +34,7 @@ from ray.rllib.utils.metrics import (
     SAMPLE_TIMER,
     SYNCH_WORKER_WEIGHTS_TIMER,
 )
+from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -522,6 +523,23 @@ class QWR(Algorithm):
                     f"the checkpoint is of another network: {name} has shape {shapes[0]} there "
                     f"and {shapes[1]} here"
                 )
+
+    @override(Algorithm)
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Becomes another trial in the same process, which Tune's ``reuse_actors`` asks for.
+
+        Everything is made anew, so that with a seed the trial is the same as in a process of its
+        own; what is saved is the start of the process and its imports.
+        """
+        self.stop()
+        # What Tune hands to a new trainable inside its config.
+        own = {
+            TRIAL_INFO: self._trial_info,
+            STDOUT_FILE: self._stdout_file,
+            STDERR_FILE: self._stderr_file,
+        }
+        self.__init__({**new_config, **own}, storage=self._storage)  # type: ignore[misc]
+        return True
 
     @override(Algorithm)
     def cleanup(self) -> None:
