@@ -48,6 +48,7 @@ from qwr_rllib.replay.actor import Receipt, ReplayActor
 from qwr_rllib.replay.storage import memory_bytes
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.rollouts import Failure, collect
+from qwr_rllib.versions import versions
 
 # Below RLlib's logger: its handler and the config's log_level apply.
 logger = logging.getLogger("ray.rllib.qwr")
@@ -309,6 +310,7 @@ class QWR(Algorithm):
         self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
         self._learner_metrics: dict[str, float] = {}
         self._replay_metrics: dict[str, int] = {}
+        self._versions = versions()
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -378,7 +380,11 @@ class QWR(Algorithm):
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
         results = super().step()
-        return results | {"learner": self._learner_metrics, "replay": self._replay_metrics}
+        return results | {
+            "learner": self._learner_metrics,
+            "replay": self._replay_metrics,
+            "versions": self._versions,
+        }
 
     def _collect(self) -> None:
         """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""

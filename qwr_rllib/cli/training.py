@@ -10,11 +10,12 @@ import shlex
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow.fs
 import ray
 from ray import tune
 from ray._private.services import canonicalize_bootstrap_address_or_die
@@ -37,6 +38,7 @@ from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import RETURN, Progress, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
+from qwr_rllib.report import COMMANDS_FILE
 
 FAILED = 1
 INTERRUPTED = 130
@@ -147,12 +149,31 @@ def _train(
     exit_codes = []
     with _ray_started(experiments, modules, options, console):
         for experiment in experiments:
+            _note_command(experiment)
             trials, code = run(experiment, resumed.get(experiment.name, set()), console)
             exit_codes.append(code)
             report(experiment, trials, code, modules_file, console)
             if code == INTERRUPTED:
                 break
     return max(exit_codes)
+
+
+def _note_command(experiment: Experiment) -> None:
+    """Adds this command to those that the experiment's folder keeps for its report."""
+    files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
+    files.create_dir(path)
+    place = f"{path}/{COMMANDS_FILE}"
+    earlier = b""
+    if files.get_file_info(place).type == pyarrow.fs.FileType.File:
+        with files.open_input_stream(place) as file:
+            earlier = file.readall()
+    with files.open_output_stream(place) as file:
+        file.write(earlier + f"{_command(sys.argv[1:])}\n".encode())
+
+
+def _command(arguments: Sequence[str]) -> str:
+    program = click.get_current_context().find_root().info_name or "rllib"
+    return shlex.join([program, *arguments])
 
 
 def _quiet(verbosity: int) -> None:
@@ -299,7 +320,6 @@ def report(
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    program = click.get_current_context().find_root().info_name or "rllib"
     say(f"Results: {experiment.path}")
     last = {trial: flatten_dict(trial.last_result).get(RETURN, math.nan) for trial in trials}
     for trial in trials:
@@ -308,9 +328,9 @@ def report(
     checkpoints = {trial: trial.checkpoint for trial in trials if trial.checkpoint}
     if checkpoints:
         best_trial = max(checkpoints, key=lambda trial: (not math.isnan(last[trial]), last[trial]))
-        command = [program, "evaluate", checkpoints[best_trial].path]
+        command = ["evaluate", checkpoints[best_trial].path]
         command += ["--file", str(modules_file)] if modules_file else []
-        say(f"Evaluate: {shlex.join(command)}")
+        say(f"Evaluate: {_command(command)}")
     elif trials:
         say("No checkpoint was saved: see --checkpoint-freq and --checkpoint-at-end")
     for trial in trials:
@@ -321,7 +341,7 @@ def report(
             )
     if code:
         arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-        say(f"Resume: {shlex.join([program, *arguments, '--resume'])}")
+        say(f"Resume: {_command([*arguments, '--resume'])}")
 
 
 def _last_line(text: str) -> str:

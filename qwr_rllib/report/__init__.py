@@ -4,3 +4,6 @@
 ``estimates`` is the statistics, ``paper`` the numbers of others; ``tables``, ``figures`` and
 ``page`` are what comes out.
 """
+
+COMMANDS_FILE = "commands.txt"
+"""Where the command line notes how an experiment was started, in the experiment's folder."""

@@ -27,7 +27,7 @@ TITLES = {
     "training_return": "training (noisy policy)",
     "evaluation_return": "evaluation (mode of the policy)",
 }
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.grid": True,
@@ -112,19 +112,29 @@ def _handle(cell: Group, color: str, marker: str) -> Line2D:
     count = len(cell.trials)
     label = _wrapped(cell).label
     seeds = f"{count} seed{'s' * (count != 1)}" if count else "unfinished"
-    dotted = {"linestyle": ":", "marker": ""} if not count else {"marker": marker}
-    return Line2D([], [], color=color, markersize=4, label=f"{label} ({seeds})", **dotted)
+    return Line2D(
+        [],
+        [],
+        color=color,
+        linestyle="-" if count else ":",
+        marker=marker if count else "",
+        markersize=4,
+        label=f"{label} ({seeds})",
+    )
 
 
-def _paper_line(axes: Axes, cells: Sequence[Group]) -> Line2D | None:
+def _paper_line(axes: Axes, cells: Sequence[Group], upright: bool = False) -> Line2D | None:
+    """Draws the paper's score of the environment, if it has it."""
     task = cells[0].task
     found = paper.table_of(task)
     if found is None:
         return None
-    label = "paper, QWR-LSE at 100K"
-    return axes.axhline(
-        found[0]["QWR-LSE"][task].mean, color="0.35", linestyle="--", linewidth=1, label=label
+    score = found[0]["QWR-LSE"][task].mean
+    draw_line = axes.axvline if upright else axes.axhline
+    line: Line2D = draw_line(
+        score, color="0.35", linestyle="--", linewidth=1, label="paper, QWR-LSE at 100K"
     )
+    return line
 
 
 def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
@@ -290,13 +300,7 @@ def scores(env: str, cells: Sequence[Group]) -> Drawing | None:
         if bounds:
             axes.plot(bounds, [place, place], color=COLORS[0], linewidth=2.5, alpha=0.6)
         axes.plot(middle, place, "D", color=COLORS[0], markersize=6)
-    line = _paper_line(axes, cells)
-    if line:
-        line.remove()
-        value = line.get_ydata()[0]
-        line = axes.axvline(
-            value, color="0.35", linestyle="--", linewidth=1, label=line.get_label()
-        )
+    line = _paper_line(axes, cells, upright=True)
     axes.set_yticks(
         range(len(shown)), [f"{cell.label}  (n={len(cell.scores(column))})" for cell in shown]
     )

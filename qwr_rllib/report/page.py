@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from qwr_rllib.report import figures, tables, trials
@@ -95,7 +96,8 @@ def _image(figure: Figure, suffix: str) -> bytes:
     file = io.BytesIO()
     # No date, so that the same results give the same file.
     metadata = {"Date": None} if suffix == "svg" else {}
-    figure.savefig(file, format=suffix, dpi=130, metadata=metadata)
+    with mpl.rc_context(figures.STYLE):
+        figure.savefig(file, format=suffix, dpi=130, metadata=metadata)
     return file.getvalue()
 
 

@@ -69,7 +69,7 @@ def final_scores(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         evaluation = group.scores("evaluation_score")
-        episodes = {trial.evaluation_episodes for trial in group.trials} - {None}
+        episodes = [trial.evaluation_episodes or math.nan for trial in group.trials]
         row = {
             "environment": group.env,
             "group": group.label,
@@ -197,14 +197,14 @@ def human_normalized(groups: Sequence[Group]) -> Table | None:
             ]
     rows = []
     for label, games in by_label.items():
-        for game, scores in games.items():
-            rows.append(_normalized_row(label, game, [scores]))
+        for game, normalized in games.items():
+            rows.append(_normalized_row(label, game, [normalized]))
         if len(games) > 1:
             rows.append(_normalized_row(label, f"all {len(games)} games", list(games.values())))
     for name, table in paper.TABLE_2.items() if rows else ():
         played = {game for games in by_label.values() for game in games}
-        scores = [[paper.human_normalized(game, table[game].mean)] for game in sorted(played)]
-        rows.append(_normalized_row(f"{name} (paper)", f"the same {len(played)} games", scores))
+        means = [[paper.human_normalized(game, table[game].mean)] for game in sorted(played)]
+        rows.append(_normalized_row(f"{name} (paper)", f"the same {len(played)} games", means))
     if not rows:
         return None
     frame = pd.DataFrame(rows)

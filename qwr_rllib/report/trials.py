@@ -12,6 +12,8 @@ from typing import Any
 
 import pandas as pd
 
+from qwr_rllib.report import COMMANDS_FILE
+
 FINISHED = "finished"
 STOPPED_EARLY = "stopped early"
 UNFINISHED = "unfinished"
@@ -34,9 +36,6 @@ COLUMNS = {
 EPISODE_RETURNS = ("env_runners", "hist_stats", "episode_reward")
 TRAINING_EPISODES = 10
 """The last episodes of training whose mean stands beside the evaluation."""
-
-COMMANDS_FILE = "commands.txt"
-"""Where the command line notes how an experiment was started, in the experiment's folder."""
 
 
 class NoResultsError(ValueError):
