@@ -278,8 +278,8 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         if not isinstance(spec.get(key, 0), int):
             raise ConfigError(f"{name}: {key} must be a whole number, got {spec[key]!r}")
 
-    resources, num_variants = _check_variants(name, algorithm, config, sweep)
     sweep.make_scheduler()
+    resources, num_variants = _check_variants(name, algorithm, config, sweep)
     sweep.make_searcher(config)
     tune_spec = {key: value for key, value in spec.items() if key in TUNE_KEYS} | {
         "run": algorithm,

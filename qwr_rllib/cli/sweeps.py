@@ -91,9 +91,7 @@ class Sweep:
         Raises:
             ConfigError: There is no such scheduler, or it does not take the arguments.
         """
-        return self._make(
-            SCHEDULER_IMPORT, "scheduler", self.scheduler.lower(), self.scheduler_config
-        )
+        return self._make("scheduler", self.scheduler, self.scheduler_config)
 
     def make_searcher(self, config: dict[str, Any]) -> Searcher | None:
         """The search algorithm over the spaces in ``config``; none where the grid is walked.
@@ -106,27 +104,19 @@ class Sweep:
             return None
         if not searched(config):
             raise ConfigError("search_alg: no value of the config is a space, such as `uniform`")
-        searcher: Searcher = self._make(
-            SEARCH_ALG_IMPORT, "search_alg", self.search_alg.lower(), self.search_config
-        )
+        searcher: Searcher = self._make("search_alg", self.search_alg, self.search_config)
         try:
             searcher.set_search_properties(None, None, config)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"search_alg {self.search_alg}: {error}") from error
         return searcher
 
-    def _make(
-        self, known: Mapping[str, Any], what: str, name: str, arguments: dict[str, Any]
-    ) -> Any:
-        found = known.get(name)
-        if found is None:
-            raise ConfigError(f"{what}: unknown {name!r}{nearest(name, known)}")
+    def _make(self, what: str, name: str, arguments: dict[str, Any]) -> Any:
+        made, parameters = _find(what, name)
+        check_keys(arguments, parameters, what)
+        goal = {"metric": self.metric, "mode": self.mode} if self.metric else {}
+        goal = {key: value for key, value in goal.items() if key in parameters}
         try:
-            made = found() if inspect.isfunction(found) else found
-            parameters = inspect.signature(made).parameters
-            check_keys(arguments, parameters, what)
-            goal = {"metric": self.metric, "mode": self.mode} if self.metric else {}
-            goal = {key: value for key, value in goal.items() if key in parameters}
             return made(**goal | arguments)
         except AssertionError as error:
             # What Tune's searchers raise where their library is missing.
@@ -143,22 +133,33 @@ class Sweep:
         """
         if self.mode not in ("max", "min"):
             raise ConfigError(f"mode must be max or min, got {self.mode!r}")
-        if self.search_alg is None and self.scheduler.lower() == "fifo":
-            return
-        metrics = {
-            self.scheduler: self.scheduler_config.get("metric", self.metric),
-            self.search_alg: self.search_config.get("metric", self.metric),
-        }
-        for who, metric in metrics.items():
-            if who is None or who.lower() in ("fifo", "variant_generator", "random"):
+        for what, name, arguments in (
+            ("scheduler", self.scheduler, self.scheduler_config),
+            ("search_alg", self.search_alg, self.search_config),
+        ):
+            if name is None or "metric" not in _find(what, name)[1]:
                 continue
+            metric = arguments.get("metric", self.metric)
             if not metric:
-                raise ConfigError(f"metric is missing: the result that {who} goes by")
+                raise ConfigError(f"metric is missing: the result that {name} goes by")
             if str(metric).startswith(EVALUATION) and evaluation_interval != 1:
                 raise ConfigError(
-                    f"evaluation_interval must be 1 where {who} goes by {metric}, "
+                    f"evaluation_interval must be 1 where {name} goes by {metric}, "
                     f"got {evaluation_interval}"
                 )
+
+
+def _find(what: str, name: str) -> tuple[Any, Mapping[str, Any]]:
+    """Tune's class of a ``scheduler`` or ``search_alg``, and the parameters it takes."""
+    known: Mapping[str, Any] = SCHEDULER_IMPORT if what == "scheduler" else SEARCH_ALG_IMPORT
+    found = known.get(name.lower())
+    if found is None:
+        raise ConfigError(f"{what}: unknown {name!r}{nearest(name, known)}")
+    try:
+        made = found() if inspect.isfunction(found) else found
+    except ImportError as error:
+        raise ConfigError(f"{what} {name}: {error}") from error
+    return made, inspect.signature(made).parameters
 
 
 def read_sweep(spec: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
