@@ -302,8 +302,9 @@ def test_environments_and_algorithms_are_never_mixed(tmp_path: Path) -> None:
 
 def test_what_is_not_averaged(tmp_path: Path) -> None:
     write_trial(tmp_path / "a", 0, seed=0)
-    write_trial(tmp_path / "a", 1, seed=1, returns=[9e9] * 3, status="RUNNING")
-    write_trial(tmp_path / "a", 2, seed=2, returns=[9e9], status="ERROR")
+    # At its last step, and not known to have ended there.
+    write_trial(tmp_path / "a", 1, seed=1, returns=[9e9] * 4, status="RUNNING")
+    write_trial(tmp_path / "a", 2, seed=2, returns=[9e9] * 4, status="ERROR")
     write_trial(tmp_path / "a", 3, seed=3, steps=500)
     write_trial(tmp_path / "b", 4, seed=0, returns=[20, 30, 40, 50])
     found = trials.read([tmp_path])

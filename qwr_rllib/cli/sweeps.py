@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +106,8 @@ class Sweep:
         if not searched(config):
             raise ConfigError("search_alg: no value of the config is a space, such as `uniform`")
         searcher: Searcher = self._make("search_alg", self.search_alg, self.search_config)
+        # It has a logger of its own that tells of every study.
+        logging.getLogger("optuna").setLevel(logging.WARNING)
         try:
             searcher.set_search_properties(None, None, config)
         except (TypeError, ValueError) as error:
@@ -131,8 +134,6 @@ class Sweep:
         Raises:
             ConfigError: The metric is missing, or will not be in every result.
         """
-        if self.mode not in ("max", "min"):
-            raise ConfigError(f"mode must be max or min, got {self.mode!r}")
         for what, name, arguments in (
             ("scheduler", self.scheduler, self.scheduler_config),
             ("search_alg", self.search_alg, self.search_config),
@@ -186,9 +187,12 @@ def read_sweep(spec: Mapping[str, Any], overrides: Mapping[str, Any], where: str
     metric = spec.get("metric")
     if metric is not None and not isinstance(metric, str):
         raise ConfigError(f"{where}: metric must be the name of a result, got {metric!r}")
+    mode = spec.get("mode", "max")
+    if mode not in ("max", "min"):
+        raise ConfigError(f"{where}: mode must be max or min, got {mode!r}")
     return Sweep(
         metric=metric,
-        mode=spec.get("mode", "max"),
+        mode=mode,
         scheduler=scheduler or "FIFO",
         scheduler_config=scheduler_config,
         search_alg=search_alg,
