@@ -277,6 +277,15 @@ def test_results_of_something_else(tmp_path: Path) -> None:
     assert ours.status == "finished"
 
 
+def test_no_episode_has_ended_yet(tmp_path: Path) -> None:
+    write_trial(tmp_path, 0, returns=[float("nan")] * 2, evaluated=(), status="RUNNING")
+    trial = only(trials.read([tmp_path]))
+    assert trial.status == "unfinished"
+    assert len(trial.rows) == 2
+    summary = write([tmp_path], tmp_path / "out")
+    assert summary.num_finished == 0
+
+
 # --- Grouping ------------------------------------------------------------------------------
 
 
@@ -495,6 +504,11 @@ def _hidden_tick_labels(figure: Figure) -> set[Text]:
 def test_grid_axes(ablation: Path, tmp_path: Path) -> None:
     cells = groups.group(trials.read([ablation]))
     assert figures.grid_axes(cells) == figures.GridAxes("backup", "margin", "n_action_samples")
+    for cell in cells:  # values may be lists
+        cell.settings["margin"] = [cell.settings["margin"]]
+    assert (
+        len(figures.small_multiples("x", cells, figures.grid_axes(cells), "iqr").figure.axes) == 4
+    )
     # A search is no grid: its trials share no values.
     for number in range(12):
         values = {"beta": 0.1 * 1.7**number, "critic_lr": 1e-4 + number * 1e-5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -110,7 +110,6 @@ def _plot(axes: Axes, cell: Group, column: str, kind: str, color: str, marker: s
 
 def _handle(cell: Group, color: str, marker: str) -> Line2D:
     count = len(cell.trials)
-    label = _wrapped(cell).label
     seeds = f"{count} seed{'s' * (count != 1)}" if count else "unfinished"
     return Line2D(
         [],
@@ -119,7 +118,7 @@ def _handle(cell: Group, color: str, marker: str) -> Line2D:
         linestyle="-" if count else ":",
         marker=marker if count else "",
         markersize=4,
-        label=f"{label} ({seeds})",
+        label=f"{_label(cell)} ({seeds})",
     )
 
 
@@ -175,12 +174,12 @@ def _long(cells: Sequence[Group]) -> bool:
 
 def _legend_rows(cells: Sequence[Group]) -> int:
     entries = len(cells) + 1
-    wrapped = sum(cell.label.count("\n") for cell in map(_wrapped, cells))
+    wrapped = sum(_label(cell).count("\n") for cell in cells)
     return entries + wrapped if _long(cells) else math.ceil(entries / 3)
 
 
-def _wrapped(cell: Group) -> Group:
-    return replace(cell, label=textwrap.fill(cell.label, 110))
+def _label(cell: Group) -> str:
+    return textwrap.fill(cell.label, 110)
 
 
 DOTTED = "Dotted: single trials that are unfinished, failed or for another reason not averaged."
@@ -223,11 +222,7 @@ def _colors(values: Sequence[Any]) -> list[Any]:
 
 def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str) -> Drawing:
     """The ablation grid: one panel for each value of two keys, one line for each of the third."""
-    values = {
-        key: sorted({cell.settings[key] for cell in cells}, key=lambda value: sort_key([value]))
-        for key in (keys.row, keys.column, keys.color)
-        if key is not None
-    }
+    values = {key: _values(cells, key) for key in (keys.row, keys.column, keys.color) if key}
     rows = values[keys.row] if keys.row else [None]
     colors = dict(zip(map(short, values[keys.color]), _colors(values[keys.color]), strict=True))
     markers = dict(zip(colors, MARKERS, strict=False))
@@ -270,6 +265,12 @@ def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str)
     )
     caption = f"{TITLES[column].capitalize()}. Lines and bands: {BAND[kind]} over seeds. {DOTTED}"
     return Drawing(f"ablation-{_file(env)}", f"Ablation on {env}", caption, figure)
+
+
+def _values(cells: Sequence[Group], key: str) -> list[Any]:
+    """A setting's values in the groups, which may be lists."""
+    values = {short(cell.settings[key]): cell.settings[key] for cell in cells}
+    return sorted(values.values(), key=lambda value: sort_key([value]))
 
 
 def _column(cells: Sequence[Group]) -> str:

@@ -18,7 +18,7 @@ from qwr_rllib.report import figures, tables, trials
 from qwr_rllib.report.figures import Drawing
 from qwr_rllib.report.groups import group
 from qwr_rllib.report.tables import Table
-from qwr_rllib.report.trials import FINISHED, Trial
+from qwr_rllib.report.trials import FINISHED, NoResultsError, Trial
 
 STATISTICS = (
     "IQM is the interquartile mean over seeds (the plain mean of fewer than four); brackets are "
@@ -52,6 +52,8 @@ def write(paths: Sequence[Path], out: Path, kind: str = "iqr", title: str = "Rep
     """
     found = trials.read(paths)
     groups = group(found)
+    if not groups:
+        raise NoResultsError(f"{paths[0]}: no trial's results have a config")
     all_tables = [
         tables.final_scores(groups),
         tables.beside_the_paper(groups),

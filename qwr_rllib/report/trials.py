@@ -193,9 +193,9 @@ def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
         ],
         columns=list(COLUMNS.values()),
     )
-    # The keys that every RLlib algorithm reports; a trainable of the user's own does not.
-    foreign = bool(results) and rows[["env_steps", "training_return"]].isna().all().any()
-    foreign &= rows.evaluation_return.isna().all() or rows.env_steps.isna().all()
+    # Every RLlib algorithm reports these; a trainable of the user's own does not. The return itself
+    # is NaN until an episode has ended.
+    foreign = bool(last) and not {"num_env_steps_sampled_lifetime", "env_runners"} <= last.keys()
     config = _flat(last.get("config") or state.get("config") or _params(folder))
     status, reason = _status(folder, state, last)
     if not results:
