@@ -35,6 +35,7 @@ from ray.rllib.utils.metrics import (
     SAMPLE_TIMER,
     SYNCH_WORKER_WEIGHTS_TIMER,
 )
+from ray.tune.result import STDERR_FILE, STDOUT_FILE, TRIAL_INFO
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
@@ -49,6 +50,7 @@ from qwr_rllib.replay.actor import Receipt, ReplayActor
 from qwr_rllib.replay.storage import memory_bytes
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.rollouts import Failure, collect
+from qwr_rllib.versions import versions
 
 # Below RLlib's logger: its handler and the config's log_level apply.
 logger = logging.getLogger("ray.rllib.qwr")
@@ -342,6 +344,7 @@ class QWR(Algorithm):
         self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
         self._learner_metrics: dict[str, float] = {}
         self._replay_metrics: dict[str, int] = {}
+        self._versions = versions()
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -411,7 +414,11 @@ class QWR(Algorithm):
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
         results = super().step()
-        return results | {"learner": self._learner_metrics, "replay": self._replay_metrics}
+        return results | {
+            "learner": self._learner_metrics,
+            "replay": self._replay_metrics,
+            "versions": self._versions,
+        }
 
     def _collect(self) -> None:
         """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""
@@ -557,6 +564,23 @@ class QWR(Algorithm):
                     f"the checkpoint is of another network: {name} has shape {shapes[0]} there "
                     f"and {shapes[1]} here"
                 )
+
+    @override(Algorithm)
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Becomes another trial in the same process, which Tune's ``reuse_actors`` asks for.
+
+        Everything is made anew, so that with a seed the trial is the same as in a process of its
+        own; what is saved is the start of the process and its imports.
+        """
+        self.stop()
+        # What Tune hands to a new trainable inside its config.
+        own = {
+            TRIAL_INFO: self._trial_info,
+            STDOUT_FILE: self._stdout_file,
+            STDERR_FILE: self._stderr_file,
+        }
+        self.__init__({**new_config, **own}, storage=self._storage)  # type: ignore[misc]
+        return True
 
     @override(Algorithm)
     def cleanup(self) -> None:

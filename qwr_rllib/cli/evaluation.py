@@ -32,7 +32,8 @@ from ray.rllib.utils.policy import local_policy_inference
 from rich.console import Console
 from rich.table import Table
 
-from qwr_rllib.cli.experiments import ConfigError, make_env, read_file
+from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.cli.experiments import make_env, read_file
 
 NEW_STACK = Version("2.0")
 """RLlib's version of the checkpoints whose algorithms are on the new API stack."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import importlib
 import inspect
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -31,21 +30,14 @@ from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, ge
 from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
+from qwr_rllib.cli.errors import ConfigError, check_keys, nearest
+from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.qwr import QWRConfig
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
 TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}
-EXPERIMENT_KEYS = TUNE_KEYS | {"env"}
-
-
-class ConfigError(click.ClickException):
-    """Something the user wrote cannot be run: one line, exit code 2."""
-
-    exit_code = 2
-
-    def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).split()))
+EXPERIMENT_KEYS = TUNE_KEYS | SWEEP_KEYS | {"env"}
 
 
 class JsonObject(click.ParamType):
@@ -74,6 +66,8 @@ class Overrides:
     storage_path: str | None = None
     checkpoint_config: dict[str, Any] = field(default_factory=dict)
     log_level: str | None = None
+    sweep: dict[str, Any] = field(default_factory=dict)
+    """``scheduler``, ``scheduler_config`` and ``max_concurrent_trials``, where given."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +83,12 @@ class Experiment:
     """What the most demanding of its trials needs, such as ``{"CPU": 2.0}``."""
     num_trials: int
     tune_spec: dict[str, Any]
-    """What ``tune.run_experiments`` takes."""
+    """What ``Experiment.from_json`` of Tune takes."""
+    sweep: Sweep
 
     @property
     def path(self) -> str:
         return f"{self.storage_path}/{self.name}"
-
-
-def nearest(word: str, known: Collection[str]) -> str:
-    """``"; did you mean 'that'?"``, or nothing when no known word is near."""
-    by_lower_case = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(word.lower(), by_lower_case, n=2)
-    names = " or ".join(repr(by_lower_case[match]) for match in matches)
-    return f"; did you mean {names}?" if names else ""
-
-
-def check_keys(keys: Collection[Any], known: Collection[str], where: str) -> None:
-    """Raises ``ConfigError`` naming the first key that is not known, and the nearest known."""
-    for key in keys:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
 
 
 # --- Reading -------------------------------------------------------------------------------
@@ -272,7 +252,8 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         raise ConfigError(f"{name}: `run`, the algorithm, is missing")
     algorithm = resolve_algorithm(spec["run"], name)
 
-    config = dict(_mapping(spec, "config", name))
+    sweep = read_sweep(spec, overrides.sweep, name)
+    config = with_spaces(_mapping(spec, "config", name), f"{name}: config")
     env = overrides.env or spec.get("env") or config.get("env")
     config |= {"env": env} if env else {}
     config |= {"log_level": overrides.log_level} if overrides.log_level else {}
@@ -298,8 +279,10 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         if not isinstance(spec.get(key, 0), int):
             raise ConfigError(f"{name}: {key} must be a whole number, got {spec[key]!r}")
 
-    resources, num_variants = _check_variants(name, algorithm, config)
-    tune_spec = {key: value for key, value in spec.items() if key != "env"} | {
+    sweep.make_scheduler()
+    resources, num_variants = _check_variants(name, algorithm, config, sweep)
+    sweep.make_searcher(config)
+    tune_spec = {key: value for key, value in spec.items() if key in TUNE_KEYS} | {
         "run": algorithm,
         "config": config,
         "stop": stop,
@@ -307,7 +290,7 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         "storage_path": storage_path,
     }
     num_trials = num_variants * max(1, spec.get("num_samples", 1))
-    return Experiment(name, algorithm, stop, storage_path, resources, num_trials, tune_spec)
+    return Experiment(name, algorithm, stop, storage_path, resources, num_trials, tune_spec, sweep)
 
 
 def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -318,7 +301,7 @@ def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 
 
 def _check_variants(
-    name: str, algorithm: type[Algorithm], config: dict[str, Any]
+    name: str, algorithm: type[Algorithm], config: dict[str, Any], sweep: Sweep
 ) -> tuple[dict[str, float], int]:
     """Checks every point of the grid, samplers with one draw.
 
@@ -334,6 +317,7 @@ def _check_variants(
             num_variants += 1
             where = f"{name} ({format_vars(point)})" if point else name
             checked = _check_config(where, algorithm, spec["config"])
+            sweep.check(checked.evaluation_interval)
             request = algorithm.default_resource_request(copy.deepcopy(spec["config"]))
             assert isinstance(request, PlacementGroupFactory)
             for key, amount in request.required_resources.items():

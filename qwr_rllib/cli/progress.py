@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 from rich.console import Console
 
-from qwr_rllib.cli.experiments import nearest
+from qwr_rllib.cli.errors import nearest
 
 ITERATION = "training_iteration"
 ENV_STEPS = "num_env_steps_sampled_lifetime"

@@ -12,7 +12,8 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 
-from qwr_rllib.cli.experiments import ConfigError, Experiment
+from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.cli.experiments import Experiment
 
 
 def find_state(experiment: Experiment) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import math
 import os
@@ -11,36 +10,35 @@ import shlex
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import pyarrow.fs
 import ray
 from ray import tune
 from ray._private.services import canonicalize_bootstrap_address_or_die
-from ray.tune.error import TuneError
+from ray.tune.experiment import Experiment as TuneExperiment
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import SCHEDULER_IMPORT, TrialScheduler
 from ray.tune.tune_config import ResumeConfig
 from ray.tune.utils import flatten_dict
 from rich.console import Console
 
+from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import (
-    ConfigError,
     Experiment,
     JsonObject,
     Overrides,
     check_experiment,
-    check_keys,
     load_user_modules,
-    nearest,
     read_file,
 )
 from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import RETURN, Progress, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
+from qwr_rllib.report import COMMANDS_FILE
 
 FAILED = 1
 INTERRUPTED = 130
@@ -58,9 +56,11 @@ RUN_OPTIONS = [
                  help="How many checkpoints of a trial to keep; default all."),
     click.option("--resume", is_flag=True,
                  help="Go on with the last run of the same name and storage path."),
-    click.option("--scheduler", default="FIFO", help="A Tune scheduler, as async_hyperband."),
+    click.option("--scheduler", help="A Tune scheduler, as async_hyperband; default FIFO."),
     click.option("--scheduler-config", type=JsonObject(), default={}, metavar="JSON",
-                 help="The scheduler's arguments."),
+                 help="The scheduler's arguments; merged over the file's."),
+    click.option("--max-concurrent-trials", type=click.IntRange(1), metavar="N",
+                 help="Run fewer trials at a time than there is room for."),
     click.option("--ray-address", envvar="RAY_ADDRESS", metavar="HOST:PORT|auto",
                  help="A running Ray cluster; default is a Ray of our own."),
     click.option("--ray-num-cpus", type=click.IntRange(1), help="CPUs of our own Ray."),
@@ -138,23 +138,42 @@ def _train(
         storage_path=options["storage_path"],
         checkpoint_config={k: v for k, v in checkpoint_config.items() if v is not None},
         log_level={0: None, 1: "INFO"}.get(options["verbosity"], "DEBUG"),
+        sweep={
+            key: options[key] for key in ("scheduler", "scheduler_config", "max_concurrent_trials")
+        },
     )
     experiments = [check_experiment(name or key, spec, overrides) for key, spec in specs.items()]
-    make_scheduler(options["scheduler"], options["scheduler_config"])
     resumed = _prepare_resume(experiments) if options["resume"] else {}
 
     console = Console()
     exit_codes = []
     with _ray_started(experiments, modules, options, console):
         for experiment in experiments:
-            scheduler = make_scheduler(options["scheduler"], options["scheduler_config"])
-            trial_ids = resumed.get(experiment.name, set())
-            trials, code = run(experiment, scheduler, trial_ids, console)
+            _note_command(experiment)
+            trials, code = run(experiment, resumed.get(experiment.name, set()), console)
             exit_codes.append(code)
             report(experiment, trials, code, modules_file, console)
             if code == INTERRUPTED:
                 break
     return max(exit_codes)
+
+
+def _note_command(experiment: Experiment) -> None:
+    """Adds this command to those that the experiment's folder keeps for its report."""
+    files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
+    files.create_dir(path)
+    place = f"{path}/{COMMANDS_FILE}"
+    earlier = b""
+    if files.get_file_info(place).type == pyarrow.fs.FileType.File:
+        with files.open_input_stream(place) as file:
+            earlier = file.readall()
+    with files.open_output_stream(place) as file:
+        file.write(earlier + f"{_command(sys.argv[1:])}\n".encode())
+
+
+def _command(arguments: Sequence[str]) -> str:
+    program = click.get_current_context().find_root().info_name or "rllib"
+    return shlex.join([program, *arguments])
 
 
 def _quiet(verbosity: int) -> None:
@@ -165,23 +184,6 @@ def _quiet(verbosity: int) -> None:
         warnings.simplefilter("ignore")
         # What Tune logs as errors are the trials' failures, which `report` tells.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-
-
-def make_scheduler(name: str, arguments: dict[str, Any]) -> TrialScheduler:
-    """A Tune scheduler by its name; Tune itself drops arguments it does not know.
-
-    Raises:
-        ConfigError: There is no such scheduler, or it does not take the arguments.
-    """
-    found: Any = SCHEDULER_IMPORT.get(name.lower())
-    if found is None:
-        raise ConfigError(f"--scheduler: unknown {name!r}{nearest(name, SCHEDULER_IMPORT)}")
-    try:
-        scheduler_class = found() if inspect.isfunction(found) else found
-        check_keys(arguments, inspect.signature(scheduler_class).parameters, "--scheduler-config")
-        return scheduler_class(**arguments)
-    except (ImportError, TypeError, ValueError, TuneError) as error:
-        raise ConfigError(f"--scheduler {name}: {error}") from error
 
 
 def _prepare_resume(experiments: list[Experiment]) -> dict[str, set[str]]:
@@ -268,9 +270,7 @@ def _check_room(experiment: Experiment, may_grow: bool, console: Console) -> Non
             console.print(f"{message}; waiting for the cluster to grow")
 
 
-def run(
-    experiment: Experiment, scheduler: TrialScheduler, resumed: set[str], console: Console
-) -> tuple[list[Trial], int]:
+def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[list[Trial], int]:
     """Runs an experiment, or goes on with the trials ``resumed``.
 
     Returns:
@@ -283,16 +283,21 @@ def run(
     progress = Progress(console, experiment.stop, show_trials, resumed)
     retry = ResumeConfig.ResumeType.RESUME
     resume_config = ResumeConfig(errored=retry) if resumed else None
+    sweep = experiment.sweep
     try:
         with interruption.installed():
-            trials = tune.run_experiments(
-                {experiment.name: dict(experiment.tune_spec)},
-                scheduler=scheduler,
+            # Not `run_experiments`, which knows neither search algorithms nor limits.
+            trials = tune.run(
+                TuneExperiment.from_json(experiment.name, dict(experiment.tune_spec)),
+                scheduler=sweep.make_scheduler(),
+                search_alg=sweep.make_searcher(experiment.tune_spec["config"]),
+                max_concurrent_trials=sweep.max_concurrent_trials,
+                reuse_actors=sweep.reuse_actors,
                 verbose=0,
                 callbacks=[progress, interruption],
                 resume_config=resume_config,
                 raise_on_failed_trial=False,
-            )
+            ).trials
     except KeyboardInterrupt:
         return [], INTERRUPTED
     except Exception as error:
@@ -315,7 +320,6 @@ def report(
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    program = click.get_current_context().find_root().info_name or "rllib"
     say(f"Results: {experiment.path}")
     last = {trial: flatten_dict(trial.last_result).get(RETURN, math.nan) for trial in trials}
     for trial in trials:
@@ -324,9 +328,9 @@ def report(
     checkpoints = {trial: trial.checkpoint for trial in trials if trial.checkpoint}
     if checkpoints:
         best_trial = max(checkpoints, key=lambda trial: (not math.isnan(last[trial]), last[trial]))
-        command = [program, "evaluate", checkpoints[best_trial].path]
+        command = ["evaluate", checkpoints[best_trial].path]
         command += ["--file", str(modules_file)] if modules_file else []
-        say(f"Evaluate: {shlex.join(command)}")
+        say(f"Evaluate: {_command(command)}")
     elif trials:
         say("No checkpoint was saved: see --checkpoint-freq and --checkpoint-at-end")
     for trial in trials:
@@ -337,7 +341,7 @@ def report(
             )
     if code:
         arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-        say(f"Resume: {shlex.join([program, *arguments, '--resume'])}")
+        say(f"Resume: {_command([*arguments, '--resume'])}")
 
 
 def _last_line(text: str) -> str:

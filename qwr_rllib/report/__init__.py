@@ -1,0 +1,9 @@
+"""Tables, figures and a page from Tune's result folders, ours beside the paper's.
+
+``trials`` reads the folders, ``groups`` says which trials are seeds of the same thing,
+``estimates`` is the statistics, ``paper`` the numbers of others; ``tables``, ``figures`` and
+``page`` are what comes out.
+"""
+
+COMMANDS_FILE = "commands.txt"
+"""Where the command line notes how an experiment was started, in the experiment's folder."""

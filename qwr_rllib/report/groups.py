@@ -1,0 +1,166 @@
+"""Which trials are seeds of the same thing, and which of them may be averaged."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qwr_rllib.report import paper
+from qwr_rllib.report.trials import FINISHED, Trial
+
+NO_DIFFERENCE = (
+    "_",
+    "callbacks",
+    "checkpoint",
+    "compile",
+    "custom_resources",
+    "delay_between_env_runner_restarts_s",
+    "env_runner_restore_timeout_s",
+    "evaluation_",
+    "extra_python_environs",
+    "learner_threads",
+    "log_",
+    "logger",
+    "num_consecutive_env_runner_failures_tolerance",
+    "num_cpus",
+    "num_gpus",
+    "placement_strategy",
+    "restart_failed_env_runners",
+    "seed",
+    "worker_health",
+)
+"""Beginnings of config keys that change how a trial runs, not what it learns."""
+
+FIRST_KEYS = ("backup", "margin", "n_action_samples")
+"""The axes of the paper's ablation, in its order; other keys come behind."""
+
+
+@dataclass
+class Group:
+    """Trials that differ in their seeds alone."""
+
+    algorithm: str
+    env: str
+    settings: dict[str, Any]
+    """The config keys in which groups of the algorithm and environment differ."""
+    label: str = ""
+    trials: list[Trial] = field(default_factory=list)
+    """Finished, with different seeds and the same number of steps: these are averaged."""
+    others: list[Trial] = field(default_factory=list)
+    """Unfinished, failed, ... : these are listed and never averaged."""
+
+    @property
+    def task(self) -> str:
+        """The paper's name of the environment."""
+        return paper.task(self.env)
+
+    @property
+    def env_steps(self) -> int:
+        """Of each averaged trial; 0 without any."""
+        return max((trial.env_steps for trial in self.trials), default=0)
+
+    @property
+    def variant(self) -> str:
+        """The paper's name of the algorithm."""
+        if self.algorithm != "QWR":
+            return self.algorithm
+        config = (self.trials + self.others)[0].config
+        return paper.VARIANTS.get(config.get("backup", ""), "QWR")
+
+    def scores(self, column: str) -> list[float]:
+        """The averaged trials' ``evaluation_score`` or ``training_score``, without NaN."""
+        values = [getattr(trial, column) for trial in self.trials]
+        return [value for value in values if value == value]
+
+
+def group(trials: Iterable[Trial]) -> list[Group]:
+    """Groups trials by algorithm, environment and all settings but the seed.
+
+    Writes into the trials that are finished and yet not averaged the reason.
+    """
+    kinds: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+    for trial in trials:
+        if trial.config:
+            kinds[trial.env, trial.algorithm].append(trial)
+    groups: list[Group] = []
+    algorithms = {algorithm for _, algorithm in kinds}
+    for (env, algorithm), members in sorted(kinds.items()):
+        keys = varying(members)
+        cells: dict[str, Group] = {}
+        for trial in members:
+            # Before its first result a trial's config is without the defaults.
+            if not all(key in trial.config for key in keys):
+                continue
+            settings = {key: trial.config.get(key) for key in keys}
+            cell = cells.setdefault(_text(settings), Group(algorithm, env, settings))
+            cell.others.append(trial)
+        for cell in cells.values():
+            words = [f"{key}={short(value)}" for key, value in cell.settings.items()]
+            if len(algorithms) > 1 or not words:
+                words.insert(0, algorithm)
+            cell.label = ", ".join(words)
+            _choose(cell)
+        groups += sorted(cells.values(), key=lambda cell: sort_key(cell.settings.values()))
+    return groups
+
+
+def varying(trials: Sequence[Trial]) -> list[str]:
+    """The config keys in which the trials differ, the paper's axes first.
+
+    Of the trials with results: only their configs have the defaults, and a later release may have
+    added keys, which are no difference.
+    """
+    complete = [trial.config for trial in trials if len(trial.rows)]
+    configs = complete or [trial.config for trial in trials]
+    shared = set.intersection(*map(set, configs))
+    keys = [
+        key
+        for key in sorted(shared)
+        if not key.startswith(NO_DIFFERENCE)
+        and "/_" not in key
+        and len({_text(config[key]) for config in configs}) > 1
+    ]
+    return sorted(
+        keys, key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS)
+    )
+
+
+def _choose(cell: Group) -> None:
+    """Moves the trials that may be averaged from ``others`` to ``trials``."""
+    finished = [trial for trial in cell.others if trial.status == FINISHED]
+    budget = max((trial.env_steps for trial in finished), default=0)
+    by_seed: dict[Any, Trial] = {}
+    for trial in sorted(finished, key=lambda trial: trial.date):
+        # A last iteration may be a few rows longer or shorter.
+        if trial.env_steps < 0.99 * budget:
+            trial.reason = f"ended at {trial.env_steps} steps, others at {budget}"
+            continue
+        key = trial.folder if trial.seed is None else trial.seed
+        if key in by_seed:
+            by_seed[key].reason = f"same seed as the later trial in {trial.folder}"
+        by_seed[key] = trial
+    cell.trials = sorted(by_seed.values(), key=lambda trial: (trial.seed or 0, trial.trial_id))
+    chosen = {trial.folder for trial in cell.trials}
+    cell.others = [trial for trial in cell.others if trial.folder not in chosen]
+
+
+def sort_key(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Numbers by their size before words."""
+    return tuple(
+        (1, 0.0, str(value)) if isinstance(value, bool | str) or value is None
+        else (0, float(value), "") if isinstance(value, int | float)
+        else (2, 0.0, _text(value))
+        for value in values
+    )  # fmt: skip
+
+
+def short(value: Any) -> str:
+    """A setting's value in a label."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
