@@ -5,14 +5,18 @@ Ray the formulas, networks, learner, replay storage and view can still be import
 """
 
 __version__ = "0.1.0"
-__all__ = ["QWR", "QWRConfig"]
+__all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig"]
 
 try:
     from ray.tune.registry import register_trainable
 
+    from qwr_rllib.awac import AWAC, AWACConfig
+    from qwr_rllib.awr import AWR, AWRConfig
     from qwr_rllib.qwr import QWR, QWRConfig
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "ray":
         raise
 else:
     register_trainable("QWR", QWR)
+    register_trainable("AWR", AWR)
+    register_trainable("AWAC", AWAC)

@@ -119,6 +119,8 @@ class QWRConfig(AlgorithmConfig):
         n_critic_steps: int = NotProvided,
         n_actor_steps: int = NotProvided,
         target_update_freq: int = NotProvided,
+        critic_type: Literal["q", "v"] = NotProvided,
+        actor_actions: Literal["mu", "replay"] = NotProvided,
         n_action_samples: int | Literal["all"] = NotProvided,
         margin: int = NotProvided,
         lambda_: float = NotProvided,
@@ -146,6 +148,9 @@ class QWRConfig(AlgorithmConfig):
             n_critic_steps: Critic minibatches per iteration.
             n_actor_steps: Actor minibatches per iteration.
             target_update_freq: Critic steps between syncs of the target network.
+            critic_type: "q" for Q(s, a), "v" for V(s), which needs ``actor_actions="replay"``.
+            actor_actions: The actions that the actor considers: samples of "mu" (QWR), or the one
+                in the "replay" (AWR with V(s), AWAC with Q(s, a)).
             n_action_samples: Actions of mu considered at a state. Discrete actions are all
                 enumerated, weighted by mu, where this covers them or with "all".
             margin: The longest return mixed into a target (T).
