@@ -15,8 +15,9 @@ and ``_considered``, the actions that the actor considers and what they are held
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -38,6 +39,7 @@ from qwr_rllib.replay.view import ReplayView, Slices
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
 MAX_CACHED_FEATURES_BYTES = 2**28
+MAX_TILE_ELEMENTS = 2**23  # of observations that go through a body at once
 
 ActorActions = Literal["mu", "replay"]
 Critic = GatedCritic | ValueCritic
@@ -290,8 +292,8 @@ class Learner:
         """The critic's and the actor's loss of one minibatch ``(N,)`` of rows, for autograd."""
         critic, networks = self.critic, self.networks
         targets = self._targets(view, rows, 1)[0] / critic.q_scale
-        regression, _ = self._actor_regression(view, rows, (1, len(rows)), None)
-        obs = networks.normalize(view.columns["obs"][rows])
+        regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
+        obs = networks.normalize(view.observations(rows))
         return (
             losses.critic_loss(critic(obs, view.columns["actions"][rows]), targets),
             self.actor.regression_loss(self.actor(obs), *(part[0] for part in regression)),
@@ -324,14 +326,11 @@ class Learner:
         targets = self._targets(view, rows, steps)
         # The head predicts (1 - gamma) Q, and so the loss is in these units too.
         scaled_targets = targets / self.critic.q_scale
-        minibatches = (steps, self.config.train_batch_size)
-        obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
-        actions = view.columns["actions"][rows].unflatten(0, minibatches)
+        rows = rows.view(steps, -1)
+        actions = view.columns["actions"][rows]
         totals = torch.zeros(2, device=self._device)
-        for step in range(steps):
-            loss, predicted = self._critic_gradient(
-                (obs[step], actions[step]), (scaled_targets[step],)
-            )
+        for step, obs in enumerate(self._inputs(view, rows)):
+            loss, predicted = self._critic_gradient((obs, actions[step]), (scaled_targets[step],))
             self._critic_adam.step()
             totals += torch.stack([loss, predicted.mean() * self.critic.q_scale])
         return torch.cat([totals, targets.mean().view(1) * steps])
@@ -377,13 +376,11 @@ class Learner:
 
     def _actor_chunk(self, view: ReplayView, steps: int, features: Tensor | None) -> Tensor:
         """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
-        minibatches = (steps, self.config.train_batch_size)
-        rows = view.sample(steps * self.config.train_batch_size, self._generator)
-        regression, diagnostics = self._actor_regression(view, rows, minibatches, features)
-        obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
+        rows = view.sample(steps * self.config.train_batch_size, self._generator).view(steps, -1)
+        regression, diagnostics = self._actor_regression(view, rows, features)
         total = torch.zeros((), device=self._device)
-        for step in range(steps):
-            loss, _ = self._actor_gradient((obs[step],), [part[step] for part in regression])
+        for step, obs in enumerate(self._inputs(view, rows)):
+            loss, _ = self._actor_gradient((obs,), [part[step] for part in regression])
             self._actor_adam.step()
             total += loss
         ess, clip_fraction, largest = diagnostics
@@ -394,12 +391,10 @@ class Learner:
         self,
         view: ReplayView,
         rows: Tensor,
-        minibatches: tuple[int, int],
         features: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """What the actor regresses onto in each minibatch; mean ESS, clip fraction, largest."""
         states, inverse = _distinct(rows, view.num_slots)
-        inverse = inverse.view(minibatches)
         q_values, actions, probs, baseline = self._considered(view, states, features)
         q_values, actions = q_values[inverse], actions[inverse]
         probs = None if probs is None else probs[inverse]
@@ -474,7 +469,7 @@ class Learner:
         if shape[0] * shape[1] * 4 > MAX_CACHED_FEATURES_BYTES:
             return None
         features = torch.empty(shape, device=self._device)
-        held = (view.kind != Slot.FREE).nonzero().squeeze(1)
+        held = ((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).nonzero().squeeze(1)
         features[held] = self._features(self.critic, view, held)
         return features
 
@@ -485,8 +480,19 @@ class Learner:
         """What the critic makes of the states, ``(k, h)``; looked up where it is ``known``."""
         if known is not None:
             return known[slots]
-        obs = self.networks.normalize(view.columns["obs"][slots])
-        return torch.cat([critic.features(tile) for tile in obs.split(1024)])
+        tile = max(1, min(1024, MAX_TILE_ELEMENTS // math.prod(view.spec.obs_shape)))
+        return torch.cat(
+            [
+                critic.features(self.networks.normalize(view.observations(some)))
+                for some in slots.split(tile)
+            ]
+        )
+
+    def _inputs(self, view: ReplayView, rows: Tensor) -> Iterator[Tensor]:
+        """What the networks take for each minibatch of ``rows`` ``(steps, batch)`` in turn."""
+        if view.spec.image:  # a chunk of them at once would be gigabytes
+            return (self.networks.normalize(view.observations(each)) for each in rows)
+        return iter(self.networks.normalize(view.observations(rows)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on exactly: plain tensors and numbers."""

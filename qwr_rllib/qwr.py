@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import ray
 import torch
@@ -40,9 +41,10 @@ from ray.util.scheduling_strategies import (
 )
 
 from qwr_rllib import losses
+from qwr_rllib.envs import ATARI, AtariConfig, frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import ACTIVATIONS
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config
+from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
 from qwr_rllib.replay.actor import Receipt, ReplayActor
 from qwr_rllib.replay.storage import memory_bytes
 from qwr_rllib.replay.view import ReplayView
@@ -95,6 +97,8 @@ class QWRConfig(AlgorithmConfig):
         self.critic_post_gate_layer = False
         self.max_refused_fraction = 0.1
         self.learner_threads: int | Literal["auto"] = "auto"
+        self.frame_stack: int | Literal["auto"] = "auto"
+        self.reward_clip: float | None = None
 
         self.num_env_runners = 1
         self.framework_str = "torch"
@@ -106,6 +110,8 @@ class QWRConfig(AlgorithmConfig):
         # RLlib's preprocessor ends the run on an observation outside its space (a NaN is one); here
         # the replay refuses the row. A Box needs no preprocessing.
         self._disable_preprocessor_api = True
+        # RLlib would wrap Atari games a second time and clip the returns that it reports.
+        self.preprocessor_pref = None
         self.model |= {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True
@@ -139,6 +145,8 @@ class QWRConfig(AlgorithmConfig):
         max_refused_fraction: float = NotProvided,
         compile: bool | Literal["auto"] = NotProvided,
         learner_threads: int | Literal["auto"] = NotProvided,
+        frame_stack: int | Literal["auto"] = NotProvided,
+        reward_clip: float | None = NotProvided,
         **kwargs,
     ) -> QWRConfig:
         """Sets the training related configuration; see SPEC's sources in ``docs/algorithm.md``.
@@ -176,8 +184,13 @@ class QWRConfig(AlgorithmConfig):
             compile: ``torch.compile`` the regressions; "auto" does on a GPU.
             learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main
                 process and of the rollout workers, which rest meanwhile.
+            frame_stack: Observations are this many frames along their first axis, of which the
+                replay keeps one each; "auto" is what the package's own environments have, else 1.
+            reward_clip: Rewards are clipped to this absolute value in the replay; the returns
+                that are reported are not.
             **kwargs: RLlib's own: ``gamma``, ``train_batch_size``, ``grad_clip`` (global norm),
-                ``model`` (``fcnet_hiddens`` and ``fcnet_activation``).
+                ``model`` (``fcnet_hiddens`` and ``fcnet_activation`` for vectors, ``conv_filters``
+                and ``post_fcnet_hiddens`` for images).
 
         Returns:
             This updated config.
@@ -227,8 +240,13 @@ class QWRConfig(AlgorithmConfig):
         for name in ("normalize_observations", "critic_post_gate_layer"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.learner_threads != "auto":
-            _require_number("learner_threads", self.learner_threads, 1, None, whole=True)
+        for name in ("learner_threads", "frame_stack"):
+            if getattr(self, name) != "auto":
+                _require_number(name, getattr(self, name), 1, None, whole=True)
+        if self.reward_clip is not None:
+            _require_number("reward_clip", self.reward_clip, 0, None)
+        if self.env == ATARI:
+            AtariConfig.from_dict(self.env_config)
         if self.replay_capacity < self.n_interactions:
             raise ValueError(
                 f"replay_capacity must be >= n_interactions ({self.n_interactions}), "
@@ -254,9 +272,10 @@ class QWRConfig(AlgorithmConfig):
             )
         if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
             raise ValueError(f"batch_mode must be 'truncate_episodes', got {self.batch_mode!r}")
-        hiddens = self.model.get("fcnet_hiddens")
-        if not hiddens or not all(isinstance(width, int) and width > 0 for width in hiddens):
-            raise ValueError(f"model.fcnet_hiddens must be a list of integers > 0, got {hiddens!r}")
+        for name in ("fcnet_hiddens", "post_fcnet_hiddens"):
+            widths = self.model.get(name) or [256]
+            if not all(isinstance(width, int) and width > 0 for width in widths):
+                raise ValueError(f"model.{name} must be a list of integers > 0, got {widths!r}")
         if self.model.get("fcnet_activation") not in ACTIVATIONS:
             raise ValueError(
                 f"model.fcnet_activation must be one of {', '.join(ACTIVATIONS)}, "
@@ -265,6 +284,21 @@ class QWRConfig(AlgorithmConfig):
         if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
             raise ValueError("QWR runs on RLlib's old API stack; leave api_stack() as it is")
         super().validate()
+
+    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        """Checks that there are networks for an environment's spaces.
+
+        Raises:
+            ValueError: naming the space.
+        """
+        networks_of(spec_of(observation_space, action_space, frame_stack_of(self)), self)
+
+    @override(AlgorithmConfig)
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        config = super().get_evaluation_config_object()
+        if config is not None and self.env == ATARI:
+            config.env_config = self.env_config | config.env_config | {"evaluation": True}
+        return config
 
     @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:

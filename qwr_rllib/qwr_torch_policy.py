@@ -17,8 +17,9 @@ from ray.rllib.policy.view_requirement import ViewRequirement
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
+from qwr_rllib.envs import frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import GaussianActor, QWRNetworks
+from qwr_rllib.networks import CONV_FILTERS, CONV_HIDDENS, GaussianActor, QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
@@ -34,10 +35,11 @@ COLLECTED = (
     SampleBatch.EPS_ID,
     SampleBatch.T,
 )
+NEXT_INFOS = "next_infos"
 
 
-def spec_of(observation_space: gym.Space, action_space: gym.Space) -> Spec:
-    """The shapes of an environment's (preprocessed) spaces.
+def spec_of(observation_space: gym.Space, action_space: gym.Space, frame_stack: int = 1) -> Spec:
+    """The shapes of an environment's spaces.
 
     Raises:
         ValueError: for spaces that QWR cannot work with, naming them.
@@ -47,12 +49,18 @@ def spec_of(observation_space: gym.Space, action_space: gym.Space) -> Spec:
     dtype = observation_space.dtype
     assert dtype is not None
     obs_dtype = "uint8" if dtype == np.uint8 else "float32"
+    shape = observation_space.shape
+    if frame_stack > 1 and (len(shape) < 2 or shape[0] != frame_stack):
+        raise ValueError(
+            f"frame_stack must be the first of an observation's axes, got {frame_stack} for "
+            f"observations of shape {shape}"
+        )
     if isinstance(action_space, gym.spaces.Discrete):
         if action_space.start != 0:
             raise ValueError(f"QWR needs discrete actions that start at 0, got {action_space}")
-        return Spec(observation_space.shape, obs_dtype, int(action_space.n), discrete=True)
+        return Spec(shape, obs_dtype, int(action_space.n), True, frame_stack)
     if isinstance(action_space, gym.spaces.Box):
-        return Spec(observation_space.shape, obs_dtype, int(np.prod(action_space.shape)), False)
+        return Spec(shape, obs_dtype, int(np.prod(action_space.shape)), False, frame_stack)
     raise ValueError(f"QWR needs a Box or Discrete action space, got {action_space}")
 
 
@@ -111,7 +119,7 @@ class QWRTorchPolicy(TorchPolicyV2):
     def __init__(
         self, observation_space: gym.Space, action_space: gym.Space, config: dict[str, Any]
     ) -> None:
-        self.spec = spec_of(observation_space, action_space)
+        self.spec = spec_of(observation_space, action_space, frame_stack_of(config))
         self.learner: Learner | None = None
         super().__init__(observation_space, action_space, config, max_seq_len=1)
         defaults = self._get_default_view_requirements()
@@ -119,7 +127,8 @@ class QWRTorchPolicy(TorchPolicyV2):
             SampleBatch.ACTION_DIST_INPUTS: ViewRequirement(
                 space=gym.spaces.Box(-np.inf, np.inf, (self.spec.action_dim,)),
                 used_for_compute_actions=False,
-            )
+            ),
+            NEXT_INFOS: ViewRequirement(SampleBatch.INFOS, shift=1),
         }
         for name, requirement in self.view_requirements.items():
             requirement.used_for_compute_actions = name == SampleBatch.OBS
@@ -133,24 +142,14 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def make_model_and_action_dist(self) -> tuple[ModelV2, type]:
-        config = self.config
-        model_config = config["model"]
-        networks = QWRNetworks(
-            self.spec,
-            hiddens=model_config["fcnet_hiddens"],
-            activation=model_config["fcnet_activation"],
-            gamma=config["gamma"],
-            action_std=config["action_std"],
-            normalize_observations=config["normalize_observations"],
-            critic_post_gate_layer=config["critic_post_gate_layer"],
-            critic_type=config["critic_type"],
-            with_critic=not config.get("worker_index"),
+        networks = networks_of(
+            self.spec, self.config, with_critic=not self.config.get("worker_index")
         )
         model = QWRTorchModel(
             self.observation_space,
             self.action_space,
             self.spec.action_dim,
-            model_config,
+            self.config["model"],
             networks,
         )
         return model, TorchCategorical if self.spec.discrete else ConstantStdGaussian
@@ -209,13 +208,15 @@ class QWRTorchPolicy(TorchPolicyV2):
         for i, terminated in enumerate(batch[SampleBatch.TERMINATEDS]):
             states = 1 if terminated else 2
             mu = batch[SampleBatch.ACTION_DIST_INPUTS][i]
+            obs = np.stack([batch[SampleBatch.OBS][i], batch[SampleBatch.NEXT_OBS][i]])[:states]
+            context = None
+            if self.spec.frame_stack > 1:
+                context, obs = obs[0, :-1], obs[:, -1]
             storage.add(
                 Fragment(
                     episode=i,
                     start=0,
-                    obs=np.stack([batch[SampleBatch.OBS][i], batch[SampleBatch.NEXT_OBS][i]])[
-                        :states
-                    ],
+                    obs=obs,
                     action_dist_inputs=np.stack([mu, next_mu[i]])[:states],
                     actions=batch[SampleBatch.ACTIONS][i : i + 1].reshape(
                         1, *self.spec.action_shape
@@ -223,6 +224,7 @@ class QWRTorchPolicy(TorchPolicyV2):
                     rewards=batch[SampleBatch.REWARDS][i : i + 1],
                     terminated=bool(terminated),
                     done=True,
+                    context=context,
                 )
             )
         view = ReplayView(self.spec, storage.capacity, self.device)
@@ -261,6 +263,24 @@ class QWRTorchPolicy(TorchPolicyV2):
         )
         if self.learner is not None and "learner" in state:
             self.learner.load_state_dict(state["learner"])
+
+
+def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetworks:
+    """The networks that a :class:`~qwr_rllib.qwr.QWRConfig` or its dict asks for."""
+    model = config["model"]
+    return QWRNetworks(
+        spec,
+        hiddens=model["fcnet_hiddens"],
+        activation=model["fcnet_activation"],
+        gamma=config["gamma"],
+        action_std=config["action_std"],
+        normalize_observations=config["normalize_observations"],
+        critic_post_gate_layer=config["critic_post_gate_layer"],
+        critic_type=config["critic_type"],
+        with_critic=with_critic,
+        conv_filters=model["conv_filters"] or CONV_FILTERS,
+        conv_hiddens=model["post_fcnet_hiddens"] or CONV_HIDDENS,
+    )
 
 
 def learner_config(config: Any) -> LearnerConfig:

@@ -313,9 +313,10 @@ def test_activations(activation):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((), "float32"), ((2, 3), "float32"), ((2, 2, 2), "uint8")]
+    ("shape", "dtype"),
+    [((), "float32"), ((2, 3), "float32"), ((2, 2, 2), "float32"), ((6,), "uint8")],
 )
-def test_observations_that_are_no_vectors_are_flattened(shape, dtype):
+def test_observations_that_are_neither_vectors_nor_images_are_flattened(shape, dtype):
     spec = Spec(obs_shape=shape, obs_dtype=dtype, action_dim=4, discrete=True)
     networks = QWRNetworks(spec, hiddens=(8, 8))
     obs = torch.randint(0, 256, (5, 3, *shape)).to(getattr(torch, dtype))

@@ -32,6 +32,7 @@ from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
 from qwr_rllib.cli.user_modules import UserModules
+from qwr_rllib.qwr import QWRConfig
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
 TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}
@@ -339,12 +340,19 @@ def _check_variants(
                 resources[key] = max(amount, resources.get(key, 0))
             if (env := f"{checked.env} {checked.env_config}") not in made and checked.env:
                 made.add(env)
-                make_env(algorithm, checked).close()
+                _check_env(algorithm, checked)
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"{where}: config: {error}") from error
     return resources, num_variants
+
+
+def _check_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> None:
+    env = make_env(algorithm, config)
+    if isinstance(config, QWRConfig):
+        config.check_spaces(env.observation_space, env.action_space)
+    env.close()
 
 
 def _check_config(
