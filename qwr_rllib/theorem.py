@@ -143,9 +143,9 @@ class Trial:
     sign: float = 1.0
     """-1 trains on the rewards' opposite."""
     num_episodes: int = 16
-    iterations: int = 12
+    iterations: int = 14
     steps: int = 200
-    """Critic and actor minibatches of an iteration, each."""
+    """Actor minibatches of an iteration; the critic has half as many."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ def run_trial(trial: Trial) -> Outcome:
         actor_actions="replay" if awr else "mu",
         margin=HORIZON if awr else 3,
         train_batch_size=64,
-        n_critic_steps=trial.steps,
+        n_critic_steps=trial.steps // 2,
         n_actor_steps=trial.steps,
         gamma=GAMMA,
-        actor_lr=3e-3,
+        actor_lr=2e-3,
         # Narrower than the default: how far QWR moves from mu shows in fewer steps.
         beta=1.0 if awr else 0.5,
         backup_temperature=0.1,

@@ -25,12 +25,12 @@ COLORS = {"AWR": "tab:orange", "QWR": "tab:blue"}
 @click.command()
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N")
 @click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True,
-              default=(0.0, 0.25, 0.5, 1.0), show_default=True, metavar="X",
+              default=(0.0, 0.5, 1.0), show_default=True, metavar="X",
               help="Of the states that get a second action; may be given again.")  # fmt: skip
 @click.option("--episodes", type=click.IntRange(2), default=Trial.num_episodes, show_default=True,
               metavar="N", help="Logged episodes, of 10 steps.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(1), default=Trial.iterations, show_default=True,
-              metavar="N", help="Of 200 critic and 200 actor steps.")  # fmt: skip
+              metavar="N", help="Of 100 critic and 200 actor steps.")  # fmt: skip
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE",
               help="Write every trial's numbers here.")  # fmt: skip
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE",
@@ -168,7 +168,7 @@ def draw(path: Path, outcomes: list[Outcome]) -> None:
         right.set_title(f"{KINDS[discrete]} actions")
         right.set_ylabel("return")
         left.set_ylim(None, 1.03)
-        left.set_xlabel("iterations of 200 + 200 steps")
+        left.set_xlabel("iterations of 200 actor steps")
         right.set_xlabel("share of states with two actions")
         for each in (left, right):
             each.legend(fontsize="small")
