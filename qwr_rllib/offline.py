@@ -348,12 +348,11 @@ def _minari_dataset(name: str, folder: Path | None) -> Dataset:
 
 
 def _minari_episodes(name: str, found: Any) -> Iterator[Episode]:
-    indices = [int(index) for index in found.episode_indices]
-    for index in indices:
+    episodes = found.iterate_episodes()
+    for index in found.episode_indices:
         where = f"data set {name}: episode {index}"
         try:
-            # One by one, so that the damaged one is known.
-            (episode,) = found.iterate_episodes([index])
+            episode = next(episodes)
         except Exception as error:  # of h5py, of pyarrow, of the decoding
             raise ValueError(f"{where} cannot be read: {_one_line(error)}") from error
         steps = len(episode.rewards)
@@ -457,7 +456,7 @@ def _rllib_rows(where: str, batch: SampleBatch) -> Iterator[tuple[Any, tuple]]:
 
     truncated = column(SampleBatch.TRUNCATEDS) if SampleBatch.TRUNCATEDS in batch else [0] * count
     yield from zip(
-            (int(episode) for episode in np.asarray(batch[SampleBatch.EPS_ID])),
+        (int(episode) for episode in np.asarray(batch[SampleBatch.EPS_ID])),
         zip(
             (None if t is None else int(t) for t in column(SampleBatch.T)),
             column(SampleBatch.OBS),

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from qwr_rllib.cli.evaluation import evaluate
+from qwr_rllib.cli.recording import record
 from qwr_rllib.cli.theorem import theorem
 from qwr_rllib.cli.training import train
 
@@ -48,4 +49,5 @@ def qwr() -> None:
 for _group in (rllib, qwr):
     _group.add_command(train)
     _group.add_command(evaluate)
+qwr.add_command(record)
 qwr.add_command(theorem)
