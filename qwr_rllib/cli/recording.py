@@ -146,6 +146,10 @@ def _write(
             data_format="hdf5",
             jpeg_encoding=False,  # it loses
         )
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
-        raise
+        if not isinstance(error, Exception):
+            raise
+        raise click.ClickException(
+            f"cannot write data set {dataset_id}: {type(error).__name__}: {error}"
+        ) from error
