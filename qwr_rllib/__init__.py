@@ -6,11 +6,13 @@ Ray the formulas, networks, learner, replay storage and view can still be import
 """
 
 __version__ = "0.1.0"
-__all__ = ["QWR", "QWRConfig"]
+__all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig"]
 
 try:
     from ray.tune.registry import register_env, register_trainable
 
+    from qwr_rllib.awac import AWAC, AWACConfig
+    from qwr_rllib.awr import AWR, AWRConfig
     from qwr_rllib.envs import ATARI, make_atari
     from qwr_rllib.qwr import QWR, QWRConfig
 except ModuleNotFoundError as error:
@@ -18,4 +20,6 @@ except ModuleNotFoundError as error:
         raise
 else:
     register_trainable("QWR", QWR)
+    register_trainable("AWR", AWR)
+    register_trainable("AWAC", AWAC)
     register_env(ATARI, make_atari)

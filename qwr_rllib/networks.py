@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from qwr_rllib import losses
 from qwr_rllib.specs import Spec
+
+CriticType = Literal["q", "v"]
 
 HEAD_INIT = 1e-2
 ConvFilter = tuple[int, int | Sequence[int], int]  # filters, kernel, stride
@@ -277,6 +279,7 @@ class GatedCritic(nn.Module):
         self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
         self.apply(_glorot)
         self.head = _small_head(in_features, 1)
+        self.num_features = in_features
         self.q_scale = 1 / (1 - gamma)
 
     def features(self, obs: Tensor) -> Tensor:
@@ -309,6 +312,31 @@ class GatedCritic(nn.Module):
         return torch.cat(values) * self.q_scale
 
 
+class ValueCritic(nn.Module):
+    """``V(s)``: a body and a head that predicts ``(1 - gamma) V`` (paper, Algorithm 1).
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        gamma: discount, in [0, 1).
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, gamma: float):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.head = _small_head(in_features, 1)
+        self.num_features = 1
+        self.q_scale = 1 / (1 - gamma)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """What depends on the state alone, which is all: ``V(s)``, ``(..., 1)``."""
+        return self.head(self.body(obs)) * self.q_scale
+
+    def forward(self, obs: Tensor, actions: Tensor | None = None) -> Tensor:
+        """``(1 - gamma) V(s)``, ``(...)``, whatever the actions."""
+        return self.head(self.body(obs)).squeeze(-1)
+
+
 class QWRNetworks(nn.Module):
     """What one agent consists of; the parts that only the learner needs can be left out.
 
@@ -323,6 +351,7 @@ class QWRNetworks(nn.Module):
         action_std: of the Gaussian actor.
         normalize_observations: with a running mean and variance; images are scaled to [0, 1].
         critic_post_gate_layer: see :class:`GatedCritic`.
+        critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
         with_critic: ``False`` for an agent that only acts.
         conv_filters: see :class:`ImageEncoder`.
         conv_hiddens: widths of the dense layers behind the convolutions.
@@ -337,6 +366,7 @@ class QWRNetworks(nn.Module):
         action_std: float = 0.4,
         normalize_observations: bool = True,
         critic_post_gate_layer: bool = False,
+        critic_type: CriticType = "q",
         with_critic: bool = True,
         conv_filters: Sequence[ConvFilter] = CONV_FILTERS,
         conv_hiddens: Sequence[int] = CONV_HIDDENS,
@@ -358,8 +388,10 @@ class QWRNetworks(nn.Module):
             self.actor = CategoricalActor(body(), width, spec.action_dim)
         else:
             self.actor = GaussianActor(body(), width, spec.action_dim, action_std)
-        self.critic: GatedCritic | None = None
-        if with_critic:
+        self.critic: GatedCritic | ValueCritic | None = None
+        if with_critic and critic_type == "v":
+            self.critic = ValueCritic(body(), width, gamma)
+        elif with_critic:
             self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
 
     def normalize(self, obs: Tensor) -> Tensor:

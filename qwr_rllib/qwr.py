@@ -25,6 +25,7 @@ import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.policy.policy import Policy
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.annotations import override
@@ -45,9 +46,10 @@ from qwr_rllib import losses
 from qwr_rllib.envs import ATARI, AtariConfig, frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import ACTIVATIONS
+from qwr_rllib.offline import OfflineConfig, load
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
 from qwr_rllib.replay.actor import Receipt, ReplayActor
-from qwr_rllib.replay.storage import memory_bytes
+from qwr_rllib.replay.storage import ReplayStorage, memory_bytes
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.rollouts import Failure, collect
 from qwr_rllib.versions import versions
@@ -101,6 +103,7 @@ class QWRConfig(AlgorithmConfig):
         self.learner_threads: int | Literal["auto"] = "auto"
         self.frame_stack: int | Literal["auto"] = "auto"
         self.reward_clip: float | None = None
+        self.offline: dict[str, Any] | None = None
 
         self.num_env_runners = 1
         self.framework_str = "torch"
@@ -127,6 +130,8 @@ class QWRConfig(AlgorithmConfig):
         n_critic_steps: int = NotProvided,
         n_actor_steps: int = NotProvided,
         target_update_freq: int = NotProvided,
+        critic_type: Literal["q", "v"] = NotProvided,
+        actor_actions: Literal["mu", "replay"] = NotProvided,
         n_action_samples: int | Literal["all"] = NotProvided,
         margin: int = NotProvided,
         lambda_: float = NotProvided,
@@ -147,6 +152,7 @@ class QWRConfig(AlgorithmConfig):
         learner_threads: int | Literal["auto"] = NotProvided,
         frame_stack: int | Literal["auto"] = NotProvided,
         reward_clip: float | None = NotProvided,
+        offline: dict[str, Any] | None = NotProvided,
         **kwargs,
     ) -> QWRConfig:
         """Sets the training related configuration; see SPEC's sources in ``docs/algorithm.md``.
@@ -156,6 +162,9 @@ class QWRConfig(AlgorithmConfig):
             n_critic_steps: Critic minibatches per iteration.
             n_actor_steps: Actor minibatches per iteration.
             target_update_freq: Critic steps between syncs of the target network.
+            critic_type: "q" for Q(s, a), "v" for V(s), which needs ``actor_actions="replay"``.
+            actor_actions: The actions that the actor considers: samples of "mu" (QWR), or the one
+                in the "replay" (AWR with V(s), AWAC with Q(s, a)).
             n_action_samples: Actions of mu considered at a state. Discrete actions are all
                 enumerated, weighted by mu, where this covers them or with "all".
             margin: The longest return mixed into a target (T).
@@ -176,6 +185,9 @@ class QWRConfig(AlgorithmConfig):
             replay_capacity: Environment steps kept in the replay.
             normalize_observations: By running mean and variance inside the network.
             critic_post_gate_layer: One more hidden layer behind the critic's gate.
+            offline: Train on logged data: ``{"dataset": ...}``, a Minari data set's id or path or
+                RLlib's recorded output, and what else
+                :class:`~qwr_rllib.offline.OfflineConfig` has.
             max_refused_fraction: The run fails when more than this share of an iteration's rows
                 is refused by the replay (NaN, wrong shapes).
             compile: ``torch.compile`` the regressions; "auto" does on a GPU.
@@ -240,6 +252,7 @@ class QWRConfig(AlgorithmConfig):
         for name in ("learner_threads", "frame_stack"):
             if getattr(self, name) != "auto":
                 _require_number(name, getattr(self, name), 1, None, whole=True)
+        self.offline_config()
         if self.reward_clip is not None:
             _require_number("reward_clip", self.reward_clip, 0, None)
         if self.env == ATARI:
@@ -289,6 +302,34 @@ class QWRConfig(AlgorithmConfig):
             ValueError: naming the space.
         """
         networks_of(spec_of(observation_space, action_space, frame_stack_of(self)), self)
+
+    def offline_config(self) -> OfflineConfig | None:
+        """The checked ``offline``; ``None`` where all data is collected.
+
+        Raises:
+            ValueError: naming the key, the value and what is allowed.
+        """
+        return None if self.offline is None else OfflineConfig.from_dict(self.offline)
+
+    def load_offline(self, env: gym.Env) -> ReplayStorage | None:
+        """A store with the logged data of ``offline``; ``None`` where all data is collected.
+
+        Raises:
+            ValueError: see :func:`qwr_rllib.offline.load`.
+            ModuleNotFoundError: if Minari is needed and not installed.
+        """
+        offline = self.offline_config()
+        if offline is None:
+            return None
+        return load(
+            offline,
+            env,
+            spec_of(env.observation_space, env.action_space, frame_stack_of(self)),
+            self.replay_capacity,
+            self.margin,
+            self.normalize_actions,
+            self.reward_clip,
+        )
 
     @override(AlgorithmConfig)
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
@@ -345,6 +386,7 @@ class QWR(Algorithm):
         self._learner_metrics: dict[str, float] = {}
         self._replay_metrics: dict[str, int] = {}
         self._versions = versions()
+        self._num_rows_offline = 0  # of those inserted into the replay
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -387,8 +429,14 @@ class QWR(Algorithm):
                 "this algorithm was restored without its replay, which Algorithm.from_checkpoint "
                 "does not know of: use QWR.from_checkpoint or Algorithm.restore"
             )
-        with self._timers[SAMPLE_TIMER]:
-            self._collect()
+        offline = self.config.offline_config()
+        if offline is not None and not self.view.num_rows:
+            self._fill()
+        if offline is None or (
+            offline.iterations is not None and self.iteration >= offline.iterations
+        ):
+            with self._timers[SAMPLE_TIMER]:
+                self._collect()
         with self._timers[UPDATE_VIEW_TIMER]:
             self._update_view()
         with self._timers[CRITIC_TIMER]:
@@ -419,6 +467,15 @@ class QWR(Algorithm):
             "replay": self._replay_metrics,
             "versions": self._versions,
         }
+
+    def _fill(self) -> None:
+        """Fills the replay with the logged data."""
+        _, creator = self._get_env_id_and_creator(self.config.env, self.config)
+        with contextlib.closing(creator(EnvContext(self.config.env_config, 0))) as env:
+            storage = self.config.load_offline(env)
+        self._num_rows_offline = storage.num_rows_inserted_lifetime
+        refused = {"num_rows_refused_lifetime": np.array(0)}
+        ray.get(self.replay.load.remote(storage.state_arrays() | refused))
 
     def _collect(self) -> None:
         """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""
@@ -469,6 +526,7 @@ class QWR(Algorithm):
         steps = (
             self._replay_metrics["num_rows_inserted_lifetime"]
             + self._replay_metrics["num_rows_refused_lifetime"]
+            - self._num_rows_offline
         )
         self._counters[NUM_ENV_STEPS_SAMPLED] = steps
         self._counters[NUM_AGENT_STEPS_SAMPLED] = steps
@@ -533,17 +591,19 @@ class QWR(Algorithm):
     @override(Algorithm)
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
+            "num_rows_offline": self._num_rows_offline,
             "random_states": {
                 "python": random.getstate(),
                 "numpy": np.random.get_state(),
                 "torch": torch.get_rng_state(),
-            }
+            },
         }
 
     @override(Algorithm)
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._check_compatible(state)
         super().__setstate__(state)
+        self._num_rows_offline = state.get("num_rows_offline", 0)
         states = state["random_states"]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])

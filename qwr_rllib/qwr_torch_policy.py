@@ -17,10 +17,11 @@ from ray.rllib.policy.view_requirement import ViewRequirement
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
-from qwr_rllib import losses
 from qwr_rllib.envs import frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import CONV_FILTERS, CONV_HIDDENS, GaussianActor, QWRNetworks
+from qwr_rllib.replay.storage import Fragment, ReplayStorage
+from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
 
 # What is collected of an environment step; RLlib drops what no view requirement names.
@@ -192,44 +193,43 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:
-        """QWR's critic and actor loss on single transitions (margin 1), for inspection.
+        """The critic's and the actor's loss on single transitions (margin 1), for inspection.
 
         Training goes through :attr:`learner`, which has multi-step targets; a policy without
         one has no critic.
         """
         assert self.learner is not None, "only the local worker's policy can compute losses"
-        learner, config = self.learner, self.learner.config
-        n = self.spec.action_dim if config.n_action_samples == "all" else config.n_action_samples
-
-        def values(critic, obs, params):
-            actions, probs = learner.actor.proposals(params, n)
-            features = critic.features(self.networks.normalize(obs))
-            return critic.q_values(features, actions), actions, probs
-
-        obs, next_obs = train_batch[SampleBatch.OBS], train_batch[SampleBatch.NEXT_OBS]
-        with torch.no_grad():
-            next_params = self.networks.behaviour(next_obs)
-            q_next, _, next_probs = values(learner.target_critic, next_obs, next_params)
-            scale = losses.spread(q_next, config.q_spread, (0, 1), next_probs)
-            backup = scale * losses.backup(
-                q_next / scale, config.backup, config.backup_temperature, next_probs
-            ).reshape(-1)
-            terminated = train_batch[SampleBatch.TERMINATEDS].float()
-            targets = train_batch[SampleBatch.REWARDS] + config.gamma * (1 - terminated) * backup
-            mu = train_batch[SampleBatch.ACTION_DIST_INPUTS]
-            q_values, actions, probs = values(learner.critic, obs, mu)
-            weights = losses.advantage_weights(
-                q_values, config.beta, config.max_weight, config.normalize_advantages, probs
+        batch = {
+            name: torch.as_tensor(train_batch[name]).detach().cpu().numpy()
+            for name in (*self.spec.columns, SampleBatch.NEXT_OBS)
+        }
+        next_mu = self.behaviour(batch[SampleBatch.NEXT_OBS])
+        storage = ReplayStorage(self.spec, 10 * len(next_mu))  # room for a tail of each row
+        for i, terminated in enumerate(batch[SampleBatch.TERMINATEDS]):
+            states = 1 if terminated else 2
+            mu = batch[SampleBatch.ACTION_DIST_INPUTS][i]
+            obs = np.stack([batch[SampleBatch.OBS][i], batch[SampleBatch.NEXT_OBS][i]])[:states]
+            context = None
+            if self.spec.frame_stack > 1:
+                context, obs = obs[0, :-1], obs[:, -1]
+            storage.add(
+                Fragment(
+                    episode=i,
+                    start=0,
+                    obs=obs,
+                    action_dist_inputs=np.stack([mu, next_mu[i]])[:states],
+                    actions=batch[SampleBatch.ACTIONS][i : i + 1].reshape(
+                        1, *self.spec.action_shape
+                    ),
+                    rewards=batch[SampleBatch.REWARDS][i : i + 1],
+                    terminated=bool(terminated),
+                    done=True,
+                    context=context,
+                )
             )
-        predicted = learner.critic(self.networks.normalize(obs), train_batch[SampleBatch.ACTIONS])
-        params = self.networks.behaviour(obs).unsqueeze(-2)
-        log_probs = learner.actor.log_prob(params.expand(*actions.shape[:2], -1), actions)
-        if probs is not None:
-            weights = weights * probs * probs.shape[-1]
-        return [
-            losses.critic_loss(predicted, targets / learner.critic.q_scale),
-            losses.actor_loss(log_probs, weights),
-        ]
+        view = ReplayView(self.spec, storage.capacity, self.device)
+        view.update(storage.changes())
+        return list(self.learner.losses(view, view.rows))
 
     @override(Policy)
     def learn_on_batch(self, samples: SampleBatch) -> dict[str, Any]:
@@ -276,6 +276,7 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         action_std=config["action_std"],
         normalize_observations=config["normalize_observations"],
         critic_post_gate_layer=config["critic_post_gate_layer"],
+        critic_type=config["critic_type"],
         with_critic=with_critic,
         conv_filters=model["conv_filters"] or CONV_FILTERS,
         conv_hiddens=model["post_fcnet_hiddens"] or CONV_HIDDENS,

@@ -322,7 +322,8 @@ def _check_variants(
             assert isinstance(request, PlacementGroupFactory)
             for key, amount in request.required_resources.items():
                 resources[key] = max(amount, resources.get(key, 0))
-            if (env := f"{checked.env} {checked.env_config}") not in made and checked.env:
+            data = getattr(checked, "offline", None)
+            if (env := f"{checked.env} {checked.env_config} {data}") not in made and checked.env:
                 made.add(env)
                 _check_env(algorithm, checked)
     except ConfigError:
@@ -336,6 +337,7 @@ def _check_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> None:
     env = make_env(algorithm, config)
     if isinstance(config, QWRConfig):
         config.check_spaces(env.observation_space, env.action_space)
+        config.load_offline(env)  # all of it: what is wrong with logged data is known first
     env.close()
 
 
