@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import logging
 import os
 import pickle
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.policy.policy import Policy
@@ -40,13 +40,14 @@ from ray.util.scheduling_strategies import (
 )
 
 from qwr_rllib import losses
+from qwr_rllib.collection import Collector, num_steps
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import ACTIVATIONS
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config
-from qwr_rllib.replay.actor import Receipt, ReplayActor
+from qwr_rllib.replay.actor import ReplayActor
 from qwr_rllib.replay.storage import memory_bytes
+from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
-from qwr_rllib.rollouts import Failure, collect
 
 # Below RLlib's logger: its handler and the config's log_level apply.
 logger = logging.getLogger("ray.rllib.qwr")
@@ -94,6 +95,7 @@ class QWRConfig(AlgorithmConfig):
         self.normalize_observations = True
         self.critic_post_gate_layer = False
         self.max_refused_fraction = 0.1
+        self.overlap_sampling = False
         self.learner_threads: int | Literal["auto"] = "auto"
 
         self.num_env_runners = 1
@@ -135,6 +137,7 @@ class QWRConfig(AlgorithmConfig):
         normalize_observations: bool = NotProvided,
         critic_post_gate_layer: bool = NotProvided,
         max_refused_fraction: float = NotProvided,
+        overlap_sampling: bool = NotProvided,
         compile: bool | Literal["auto"] = NotProvided,
         learner_threads: int | Literal["auto"] = NotProvided,
         **kwargs,
@@ -168,9 +171,11 @@ class QWRConfig(AlgorithmConfig):
             critic_post_gate_layer: One more hidden layer behind the critic's gate.
             max_refused_fraction: The run fails when more than this share of an iteration's rows
                 is refused by the replay (NaN, wrong shapes).
+            overlap_sampling: Collect the next iteration's rows while the learner trains, with the
+                actor of the iteration before. The paper does one after the other.
             compile: ``torch.compile`` the regressions; "auto" does on a GPU.
             learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main
-                process and of the rollout workers, which rest meanwhile.
+                process and of the rollout workers, where these rest meanwhile.
             **kwargs: RLlib's own: ``gamma``, ``train_batch_size``, ``grad_clip`` (global norm),
                 ``model`` (``fcnet_hiddens`` and ``fcnet_activation``).
 
@@ -219,11 +224,16 @@ class QWRConfig(AlgorithmConfig):
         _require_number("max_refused_fraction", self.max_refused_fraction, 0, 1)
         if not (isinstance(self.action_std, (int, float)) and 0 < self.action_std < float("inf")):
             raise ValueError(f"action_std must be a number > 0, got {self.action_std!r}")
-        for name in ("normalize_observations", "critic_post_gate_layer"):
+        for name in ("normalize_observations", "critic_post_gate_layer", "overlap_sampling"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.learner_threads != "auto":
             _require_number("learner_threads", self.learner_threads, 1, None, whole=True)
+        if self.overlap_sampling and not self.num_env_runners:
+            raise ValueError(
+                "overlap_sampling needs num_env_runners >= 1: the main process cannot collect "
+                f"while it trains; got num_env_runners {self.num_env_runners}"
+            )
         if self.replay_capacity < self.n_interactions:
             raise ValueError(
                 f"replay_capacity must be >= n_interactions ({self.n_interactions}), "
@@ -299,15 +309,24 @@ class QWR(Algorithm):
         threads = config.learner_threads
         if threads == "auto":
             runners = config.num_env_runners * config.num_cpus_per_env_runner
+            runners *= not config.overlap_sampling
             threads = int(config.num_cpus_for_main_process + runners)
         torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
 
         policy = self.get_policy()
         self._check_memory(policy)
-        self.replay = self._start_replay()
+        self.collector = Collector(
+            self.env_runner_group,
+            config.num_env_runners,
+            config.n_interactions,
+            lambda: self.restore_env_runners(self.env_runner_group),
+            config.env_runner_restore_timeout_s if config.restart_failed_env_runners else 0,
+        )
         self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
+        self.supervised = SupervisedReplay(self._start_replay, self.view, self.collector.resend)
+        self._num_steps_in_view = 0
         self._learner_metrics: dict[str, float] = {}
-        self._replay_metrics: dict[str, int] = {}
+        self._replay_metrics: dict[str, float] = {}
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -323,7 +342,7 @@ class QWR(Algorithm):
                     f"replay and view, this node has {memory / 1e9:.1f} GB"
                 )
 
-    def _start_replay(self):
+    def _start_replay(self) -> ActorHandle:
         """Starts the replay actor beside the learner, inside the trial's resources if any."""
         group = ray.util.get_current_placement_group()
         strategy: Any
@@ -335,6 +354,11 @@ class QWR(Algorithm):
         return ReplayActor.options(scheduling_strategy=strategy).remote(
             self.get_policy().spec, self.config.replay_capacity
         )
+
+    @property
+    def replay(self) -> ActorHandle:
+        """The replay actor: the store of record. It may be another one after a failure."""
+        return self.supervised.actor
 
     @property
     def learner(self) -> Learner:
@@ -354,6 +378,8 @@ class QWR(Algorithm):
             self._collect()
         with self._timers[UPDATE_VIEW_TIMER]:
             self._update_view()
+        if self.config.overlap_sampling:
+            self.collector.begin(self.supervised, self.learner.num_actor_updates)
         with self._timers[CRITIC_TIMER]:
             critic = self.learner.train_critic(self.view)
         with self._timers[ACTOR_TIMER]:
@@ -363,6 +389,11 @@ class QWR(Algorithm):
             self.env_runner_group.sync_weights(timeout_seconds=None)
         batch_size = self.config.train_batch_size
         self._counters[NUM_ENV_STEPS_TRAINED] += batch_size * self.config.n_critic_steps
+        self._replay_metrics["samples_per_insert"] = (
+            self.learner.num_critic_updates
+            * batch_size
+            / self._replay_metrics["num_rows_inserted_lifetime"]
+        )
         self._learner_metrics = (
             critic
             | actor
@@ -380,56 +411,35 @@ class QWR(Algorithm):
         return results | {"learner": self._learner_metrics, "replay": self._replay_metrics}
 
     def _collect(self) -> None:
-        """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""
-        group = self.env_runner_group
-        sample = functools.partial(collect, replay=self.replay)
-        workers = max(1, self.config.num_env_runners)
-        share = self.config.n_interactions // workers
-        stored = refused = 0
-        while missing := self.config.n_interactions - stored - refused:
-            if self.config.num_env_runners:
-                healthy = group.healthy_worker_ids()
-                if not healthy:
-                    raise RuntimeError("no rollout worker is alive")
-                asked = healthy[: missing // share]
-                outcomes = group.foreach_env_runner(
-                    sample, local_env_runner=False, remote_worker_ids=asked
-                )
-            else:
-                outcomes = [sample(group.local_env_runner)]
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    raise RuntimeError(
-                        f"rollout worker {outcome.worker} failed:\n{outcome.traceback}"
-                    )
-                assert isinstance(outcome, Receipt)
-                stored += outcome.num_rows_stored
-                refused += outcome.num_rows_refused
-                for refusal in outcome.refusals:
-                    logger.warning("Refused rows: %s", refusal)
+        """Collects ``n_interactions`` rows; see :class:`Collector`."""
+        collected = self.collector.complete(
+            self.supervised, self._num_steps_in_view, self.learner.num_actor_updates
+        )
+        self._blocked_s = collected.blocked_s
+        refused = collected.metrics["num_rows_refused_lifetime"] - self._replay_metrics.get(
+            "num_rows_refused_lifetime", 0
+        )
         if refused > self.config.max_refused_fraction * self.config.n_interactions:
             raise RefusedRowsError(
-                f"{refused} of {stored + refused} rows were refused, more than "
-                f"max_refused_fraction {self.config.max_refused_fraction} allows; the log names "
-                f"each, the last is: {refusal}"
+                f"{refused} of {num_steps(collected.metrics) - self._num_steps_in_view} rows were "
+                f"refused, more than max_refused_fraction {self.config.max_refused_fraction} "
+                f"allows; the log names each, the last is: {collected.refusals[-1]}"
             )
 
     def _update_view(self) -> None:
         """Brings the learner's view and the counters up to date with the store of record."""
-        changes, self._replay_metrics = ray.get(
-            [
-                self.replay.changes.remote(self.view.uid, self.view.version),
-                self.replay.metrics.remote(),
-            ]
-        )
-        new = self.view.update(changes)
+        new, metrics = self.supervised.update_view()
+        self.collector.end_round()
         self.learner.observe(self.view.columns["obs"][new])
-        steps = (
-            self._replay_metrics["num_rows_inserted_lifetime"]
-            + self._replay_metrics["num_rows_refused_lifetime"]
-        )
-        self._counters[NUM_ENV_STEPS_SAMPLED] = steps
-        self._counters[NUM_AGENT_STEPS_SAMPLED] = steps
+        self._num_steps_in_view = num_steps(metrics)
+        self._counters[NUM_ENV_STEPS_SAMPLED] = self._num_steps_in_view
+        self._counters[NUM_AGENT_STEPS_SAMPLED] = self._num_steps_in_view
+        ages = (self.learner.num_actor_updates - self.view.policy_version).double()
+        self._replay_metrics = metrics | {
+            "blocked_s": self._blocked_s,
+            "policy_age": ages[self.view.rows].mean().item(),
+            "policy_age_new": ages[new].mean().item(),
+        }
 
     @override(Algorithm)
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -442,7 +452,7 @@ class QWR(Algorithm):
         partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
         try:
             super().save_checkpoint(str(partial))
-            arrays = ray.get(self.replay.state_arrays.remote())
+            arrays = self.supervised.call("state_arrays")
             np.savez(partial / REPLAY_FILE, allow_pickle=False, **arrays)
             if any(place.iterdir()):
                 previous = Path(
@@ -485,23 +495,31 @@ class QWR(Algorithm):
         return algorithm
 
     def _load_replay(self, arrays: dict[str, np.ndarray]) -> None:
-        ray.get(self.replay.load.remote(arrays))
-        self.view.update(ray.get(self.replay.changes.remote(self.view.uid, self.view.version)))
+        self.collector.abandon_round()
+        self.supervised.call("load", arrays)
+        # With overlap_sampling there may be rows of the next iteration, which are new.
+        new, metrics = self.supervised.update_view()
+        self._replay_metrics = dict(metrics)
+        self.learner.observe(self.view.columns["obs"][new])
 
     @override(Algorithm)
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
+            "num_steps_in_view": self._num_steps_in_view,
+            "num_inserted_seen": self.view.num_inserted_seen,
             "random_states": {
                 "python": random.getstate(),
                 "numpy": np.random.get_state(),
                 "torch": torch.get_rng_state(),
-            }
+            },
         }
 
     @override(Algorithm)
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._check_compatible(state)
         super().__setstate__(state)
+        self._num_steps_in_view = state["num_steps_in_view"]
+        self.view.num_inserted_seen = state["num_inserted_seen"]
         states = state["random_states"]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
@@ -526,8 +544,8 @@ class QWR(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         super().cleanup()
-        if hasattr(self, "replay"):
-            ray.kill(self.replay)
+        if hasattr(self, "supervised"):
+            self.supervised.stop()
 
 
 @contextlib.contextmanager
