@@ -42,6 +42,7 @@ from ray.util.scheduling_strategies import (
 from qwr_rllib import losses
 from qwr_rllib.collection import Collector, num_steps
 from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.metrics import RunMetrics
 from qwr_rllib.networks import ACTIVATIONS
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config
 from qwr_rllib.replay.actor import ReplayActor
@@ -327,6 +328,9 @@ class QWR(Algorithm):
         self._num_steps_in_view = 0
         self._learner_metrics: dict[str, float] = {}
         self._replay_metrics: dict[str, float] = {}
+        # Without Tune, the folder of the results is what names a run.
+        trial = self.trial_name if self.trial_id != "default" else Path(self.logdir).name
+        self._run_metrics = RunMetrics(trial, str(config.env))
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -408,7 +412,9 @@ class QWR(Algorithm):
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
         results = super().step()
-        return results | {"learner": self._learner_metrics, "replay": self._replay_metrics}
+        results |= {"learner": self._learner_metrics, "replay": self._replay_metrics}
+        self._run_metrics.report(results)
+        return results
 
     def _collect(self) -> None:
         """Collects ``n_interactions`` rows; see :class:`Collector`."""
@@ -449,6 +455,8 @@ class QWR(Algorithm):
         until then. The replay is ``replay.npz``, plain arrays.
         """
         place = Path(checkpoint_dir)
+        for stale in place.parent.glob(f".{place.name}.partial-*"):
+            shutil.rmtree(stale)  # of a process that was killed while it wrote
         partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
         try:
             super().save_checkpoint(str(partial))
@@ -460,9 +468,10 @@ class QWR(Algorithm):
                 )
                 os.replace(place, previous)
                 os.replace(partial, place)
-                shutil.rmtree(previous)
             else:
                 os.replace(partial, place)
+            for previous in place.parent.glob(f".{place.name}.previous-*"):
+                shutil.rmtree(previous)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -551,6 +560,10 @@ class QWR(Algorithm):
 @contextlib.contextmanager
 def _whole(checkpoint: Path) -> Iterator[None]:
     """Turns what a missing or truncated file of a checkpoint raises into a ``ValueError``."""
+    previous = list(checkpoint.parent.glob(f".{checkpoint.name}.previous-*"))
+    if previous and not checkpoint.exists():
+        # A process was killed between the two renames with which it replaced a checkpoint.
+        os.replace(previous[0], checkpoint)
     if not checkpoint.is_dir():
         raise ValueError(f"there is no checkpoint at {checkpoint}")
     try:

@@ -87,7 +87,8 @@ class SupervisedReplay:
             )
         self._restarts_in_a_row += 1
         self.num_restarts += 1
-        logger.warning("The replay actor is lost, starting another one: %s", reason)
+        first_line = reason.partition("\n")[0]
+        logger.warning("The replay actor is lost, starting another one: %s", first_line)
         # It may live and only be out of reach: two stores of record must not be.
         ray.kill(actor)
         self.actor = self._start()
