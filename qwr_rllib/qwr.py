@@ -230,7 +230,7 @@ class QWRConfig(AlgorithmConfig):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.learner_threads != "auto":
             _require_number("learner_threads", self.learner_threads, 1, None, whole=True)
-        if self.overlap_sampling and not self.num_env_runners:
+        if self.overlap_sampling and not self.num_env_runners and not self.in_evaluation:
             raise ValueError(
                 "overlap_sampling needs num_env_runners >= 1: the main process cannot collect "
                 f"while it trains; got num_env_runners {self.num_env_runners}"
@@ -363,6 +363,18 @@ class QWR(Algorithm):
     def replay(self) -> ActorHandle:
         """The replay actor: the store of record. It may be another one after a failure."""
         return self.supervised.actor
+
+    def placement(self) -> dict[str, str]:
+        """The id of the node that each part runs on, as ``ray.nodes()`` has it."""
+        nodes = self.env_runner_group.foreach_env_runner(
+            lambda worker: (worker.worker_index, ray.get_runtime_context().get_node_id()),
+            local_env_runner=False,
+        )
+        return {
+            "learner": ray.get_runtime_context().get_node_id(),
+            "replay": self.supervised.call("node_id"),
+            **{f"rollout worker {index}": node for index, node in nodes},
+        }
 
     @property
     def learner(self) -> Learner:
