@@ -26,10 +26,6 @@ TINY = {
 }
 
 
-class Taken:
-    """Holds the resources that it was given."""
-
-
 @pytest.fixture
 def cluster():
     cluster = Cluster(
@@ -45,6 +41,10 @@ def cluster():
 def test_workers_on_both_nodes_and_one_node_lost(cluster):
     ray.init(address=cluster.address, log_to_driver=False)
     head, other = cluster.head_node.node_id, next(iter(cluster.worker_nodes)).node_id
+
+    class Taken:  # defined here, it travels to its node by value
+        """Holds the resources that it was given."""
+
     # Outside Tune nothing is reserved for the learner: one CPU of its node is taken for it.
     at_head = NodeAffinitySchedulingStrategy(head, soft=False)
     learner_cpu = ray.remote(Taken).options(num_cpus=1, scheduling_strategy=at_head).remote()
