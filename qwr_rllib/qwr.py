@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import logging
 import os
 import pickle
@@ -23,6 +22,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.env.env_context import EnvContext
@@ -43,15 +43,17 @@ from ray.util.scheduling_strategies import (
 )
 
 from qwr_rllib import losses
+from qwr_rllib.collection import Collector, num_steps
 from qwr_rllib.envs import ATARI, AtariConfig, frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.metrics import RunMetrics
 from qwr_rllib.networks import ACTIVATIONS
 from qwr_rllib.offline import OfflineConfig, load
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
-from qwr_rllib.replay.actor import Receipt, ReplayActor
+from qwr_rllib.replay.actor import ReplayActor
 from qwr_rllib.replay.storage import ReplayStorage, memory_bytes
+from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
-from qwr_rllib.rollouts import Failure, collect
 from qwr_rllib.versions import versions
 
 # Below RLlib's logger: its handler and the config's log_level apply.
@@ -100,6 +102,7 @@ class QWRConfig(AlgorithmConfig):
         self.normalize_observations = True
         self.critic_post_gate_layer = False
         self.max_refused_fraction = 0.1
+        self.overlap_sampling = False
         self.learner_threads: int | Literal["auto"] = "auto"
         self.frame_stack: int | Literal["auto"] = "auto"
         self.reward_clip: float | None = None
@@ -148,6 +151,7 @@ class QWRConfig(AlgorithmConfig):
         normalize_observations: bool = NotProvided,
         critic_post_gate_layer: bool = NotProvided,
         max_refused_fraction: float = NotProvided,
+        overlap_sampling: bool = NotProvided,
         compile: bool | Literal["auto"] = NotProvided,
         learner_threads: int | Literal["auto"] = NotProvided,
         frame_stack: int | Literal["auto"] = NotProvided,
@@ -190,9 +194,11 @@ class QWRConfig(AlgorithmConfig):
                 :class:`~qwr_rllib.offline.OfflineConfig` has.
             max_refused_fraction: The run fails when more than this share of an iteration's rows
                 is refused by the replay (NaN, wrong shapes).
+            overlap_sampling: Collect the next iteration's rows while the learner trains, with the
+                actor of the iteration before. The paper does one after the other.
             compile: ``torch.compile`` the regressions; "auto" does on a GPU.
             learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main
-                process and of the rollout workers, which rest meanwhile.
+                process and of the rollout workers, where these rest meanwhile.
             frame_stack: Observations are this many frames along their first axis, of which the
                 replay keeps one each; "auto" is what the package's own environments have, else 1.
             reward_clip: Rewards are clipped to this absolute value in the replay; the returns
@@ -246,7 +252,7 @@ class QWRConfig(AlgorithmConfig):
         _require_number("max_refused_fraction", self.max_refused_fraction, 0, 1)
         if not (isinstance(self.action_std, (int, float)) and 0 < self.action_std < float("inf")):
             raise ValueError(f"action_std must be a number > 0, got {self.action_std!r}")
-        for name in ("normalize_observations", "critic_post_gate_layer"):
+        for name in ("normalize_observations", "critic_post_gate_layer", "overlap_sampling"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name in ("learner_threads", "frame_stack"):
@@ -257,6 +263,11 @@ class QWRConfig(AlgorithmConfig):
             _require_number("reward_clip", self.reward_clip, 0, None)
         if self.env == ATARI:
             AtariConfig.from_dict(self.env_config)
+        if self.overlap_sampling and not self.num_env_runners and not self.in_evaluation:
+            raise ValueError(
+                "overlap_sampling needs num_env_runners >= 1: the main process cannot collect "
+                f"while it trains; got num_env_runners {self.num_env_runners}"
+            )
         if self.replay_capacity < self.n_interactions:
             raise ValueError(
                 f"replay_capacity must be >= n_interactions ({self.n_interactions}), "
@@ -376,17 +387,30 @@ class QWR(Algorithm):
         threads = config.learner_threads
         if threads == "auto":
             runners = config.num_env_runners * config.num_cpus_per_env_runner
+            runners *= not config.overlap_sampling
             threads = int(config.num_cpus_for_main_process + runners)
         torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
 
         policy = self.get_policy()
         self._check_memory(policy)
-        self.replay = self._start_replay()
+        self.collector = Collector(
+            self.env_runner_group,
+            config.num_env_runners,
+            config.n_interactions,
+            lambda: self.restore_env_runners(self.env_runner_group),
+            config.env_runner_restore_timeout_s if config.restart_failed_env_runners else 0,
+        )
         self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
+        self.supervised = SupervisedReplay(self._start_replay, self.view, self.collector.resend)
+        self._num_steps_in_view = 0
         self._learner_metrics: dict[str, float] = {}
-        self._replay_metrics: dict[str, int] = {}
+        self._replay_metrics: dict[str, float] = {}
+        self._blocked_s = 0.0
         self._versions = versions()
         self._num_rows_offline = 0  # of those inserted into the replay
+        # Without Tune, the folder of the results is what names a run.
+        trial = self.trial_name if self.trial_id != "default" else Path(self.logdir).name
+        self._run_metrics = RunMetrics(trial, str(config.env))
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -402,7 +426,7 @@ class QWR(Algorithm):
                     f"replay and view, this node has {memory / 1e9:.1f} GB"
                 )
 
-    def _start_replay(self):
+    def _start_replay(self) -> ActorHandle:
         """Starts the replay actor beside the learner, inside the trial's resources if any."""
         group = ray.util.get_current_placement_group()
         strategy: Any
@@ -414,6 +438,23 @@ class QWR(Algorithm):
         return ReplayActor.options(scheduling_strategy=strategy).remote(
             self.get_policy().spec, self.config.replay_capacity
         )
+
+    @property
+    def replay(self) -> ActorHandle:
+        """The replay actor: the store of record. It may be another one after a failure."""
+        return self.supervised.actor
+
+    def placement(self) -> dict[str, str]:
+        """The id of the node that each part runs on, as ``ray.nodes()`` has it."""
+        nodes = self.env_runner_group.foreach_env_runner(
+            lambda worker: (worker.worker_index, ray.get_runtime_context().get_node_id()),
+            local_env_runner=False,
+        )
+        return {
+            "learner": ray.get_runtime_context().get_node_id(),
+            "replay": self.supervised.call("node_id"),
+            **{f"rollout worker {index}": node for index, node in nodes},
+        }
 
     @property
     def learner(self) -> Learner:
@@ -429,16 +470,15 @@ class QWR(Algorithm):
                 "this algorithm was restored without its replay, which Algorithm.from_checkpoint "
                 "does not know of: use QWR.from_checkpoint or Algorithm.restore"
             )
-        offline = self.config.offline_config()
-        if offline is not None and not self.view.num_rows:
+        if self.config.offline is not None and not self.view.num_rows:
             self._fill()
-        if offline is None or (
-            offline.iterations is not None and self.iteration >= offline.iterations
-        ):
+        if self._collects(self.iteration):
             with self._timers[SAMPLE_TIMER]:
                 self._collect()
         with self._timers[UPDATE_VIEW_TIMER]:
             self._update_view()
+        if self.config.overlap_sampling and self._collects(self.iteration + 1):
+            self.collector.begin(self.supervised, self.learner.num_actor_updates)
         with self._timers[CRITIC_TIMER]:
             critic = self.learner.train_critic(self.view)
         with self._timers[ACTOR_TIMER]:
@@ -448,6 +488,11 @@ class QWR(Algorithm):
             self.env_runner_group.sync_weights(timeout_seconds=None)
         batch_size = self.config.train_batch_size
         self._counters[NUM_ENV_STEPS_TRAINED] += batch_size * self.config.n_critic_steps
+        self._replay_metrics["samples_per_insert"] = (
+            self.learner.num_critic_updates
+            * batch_size
+            / self._replay_metrics["num_rows_inserted_lifetime"]
+        )
         self._learner_metrics = (
             critic
             | actor
@@ -462,11 +507,20 @@ class QWR(Algorithm):
     @override(Algorithm)
     def step(self) -> dict[str, Any]:
         results = super().step()
-        return results | {
+        results |= {
             "learner": self._learner_metrics,
             "replay": self._replay_metrics,
             "versions": self._versions,
         }
+        self._run_metrics.report(results)
+        return results
+
+    def _collects(self, iteration: int) -> bool:
+        """Whether an iteration (the first is 0) collects rows, or trains on logged data alone."""
+        offline = self.config.offline_config()
+        if offline is None:
+            return True
+        return offline.iterations is not None and iteration >= offline.iterations
 
     def _fill(self) -> None:
         """Fills the replay with the logged data."""
@@ -475,61 +529,44 @@ class QWR(Algorithm):
             storage = self.config.load_offline(env)
         self._num_rows_offline = storage.num_rows_inserted_lifetime
         refused = {"num_rows_refused_lifetime": np.array(0)}
-        ray.get(self.replay.load.remote(storage.state_arrays() | refused))
+        self.supervised.call("load", storage.state_arrays() | refused)
+        self._update_view()
 
     def _collect(self) -> None:
-        """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""
-        group = self.env_runner_group
-        sample = functools.partial(collect, replay=self.replay)
-        workers = max(1, self.config.num_env_runners)
-        share = self.config.n_interactions // workers
-        stored = refused = 0
-        while missing := self.config.n_interactions - stored - refused:
-            if self.config.num_env_runners:
-                healthy = group.healthy_worker_ids()
-                if not healthy:
-                    raise RuntimeError("no rollout worker is alive")
-                asked = healthy[: missing // share]
-                outcomes = group.foreach_env_runner(
-                    sample, local_env_runner=False, remote_worker_ids=asked
-                )
-            else:
-                outcomes = [sample(group.local_env_runner)]
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    raise RuntimeError(
-                        f"rollout worker {outcome.worker} failed:\n{outcome.traceback}"
-                    )
-                assert isinstance(outcome, Receipt)
-                stored += outcome.num_rows_stored
-                refused += outcome.num_rows_refused
-                for refusal in outcome.refusals:
-                    logger.warning("Refused rows: %s", refusal)
+        """Collects ``n_interactions`` rows; see :class:`Collector`."""
+        collected = self.collector.complete(
+            self.supervised, self._num_steps_in_view, self.learner.num_actor_updates
+        )
+        self._blocked_s = collected.blocked_s
+        refused = collected.metrics["num_rows_refused_lifetime"] - self._replay_metrics.get(
+            "num_rows_refused_lifetime", 0
+        )
         if refused > self.config.max_refused_fraction * self.config.n_interactions:
             raise RefusedRowsError(
-                f"{refused} of {stored + refused} rows were refused, more than "
-                f"max_refused_fraction {self.config.max_refused_fraction} allows; the log names "
-                f"each, the last is: {refusal}"
+                f"{refused} of {num_steps(collected.metrics) - self._num_steps_in_view} rows were "
+                f"refused, more than max_refused_fraction {self.config.max_refused_fraction} "
+                f"allows; the log names each, the last is: {collected.refusals[-1]}"
             )
 
     def _update_view(self) -> None:
         """Brings the learner's view and the counters up to date with the store of record."""
-        changes, self._replay_metrics = ray.get(
-            [
-                self.replay.changes.remote(self.view.uid, self.view.version),
-                self.replay.metrics.remote(),
-            ]
-        )
-        new = self.view.update(changes)
-        if not self.view.spec.image:  # which have no statistics
-            self.learner.observe(self.view.observations(new))
-        steps = (
-            self._replay_metrics["num_rows_inserted_lifetime"]
-            + self._replay_metrics["num_rows_refused_lifetime"]
-            - self._num_rows_offline
-        )
+        new, metrics = self.supervised.update_view()
+        self.collector.end_round()
+        self._observe(new)
+        self._num_steps_in_view = num_steps(metrics)
+        steps = self._num_steps_in_view - self._num_rows_offline
         self._counters[NUM_ENV_STEPS_SAMPLED] = steps
         self._counters[NUM_AGENT_STEPS_SAMPLED] = steps
+        ages = (self.learner.num_actor_updates - self.view.policy_version).double()
+        self._replay_metrics = metrics | {
+            "blocked_s": self._blocked_s,
+            "policy_age": ages[self.view.rows].mean().item(),
+            "policy_age_new": ages[new].mean().item(),
+        }
+
+    def _observe(self, new: torch.Tensor) -> None:
+        if not self.view.spec.image:  # which have no statistics
+            self.learner.observe(self.view.observations(new))
 
     @override(Algorithm)
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -539,10 +576,12 @@ class QWR(Algorithm):
         until then. The replay is ``replay.npz``, plain arrays.
         """
         place = Path(checkpoint_dir)
+        for stale in place.parent.glob(f".{place.name}.partial-*"):
+            shutil.rmtree(stale)  # of a process that was killed while it wrote
         partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
         try:
             super().save_checkpoint(str(partial))
-            arrays = ray.get(self.replay.state_arrays.remote())
+            arrays = self.supervised.call("state_arrays")
             np.savez(partial / REPLAY_FILE, allow_pickle=False, **arrays)
             if any(place.iterdir()):
                 previous = Path(
@@ -550,9 +589,10 @@ class QWR(Algorithm):
                 )
                 os.replace(place, previous)
                 os.replace(partial, place)
-                shutil.rmtree(previous)
             else:
                 os.replace(partial, place)
+            for previous in place.parent.glob(f".{place.name}.previous-*"):
+                shutil.rmtree(previous)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -585,13 +625,19 @@ class QWR(Algorithm):
         return algorithm
 
     def _load_replay(self, arrays: dict[str, np.ndarray]) -> None:
-        ray.get(self.replay.load.remote(arrays))
-        self.view.update(ray.get(self.replay.changes.remote(self.view.uid, self.view.version)))
+        self.collector.abandon_round()
+        self.supervised.call("load", arrays)
+        # With overlap_sampling there may be rows of the next iteration, which are new.
+        new, metrics = self.supervised.update_view()
+        self._replay_metrics = dict(metrics)
+        self._observe(new)
 
     @override(Algorithm)
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
             "num_rows_offline": self._num_rows_offline,
+            "num_steps_in_view": self._num_steps_in_view,
+            "num_inserted_seen": self.view.num_inserted_seen,
             "random_states": {
                 "python": random.getstate(),
                 "numpy": np.random.get_state(),
@@ -603,7 +649,9 @@ class QWR(Algorithm):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._check_compatible(state)
         super().__setstate__(state)
-        self._num_rows_offline = state.get("num_rows_offline", 0)
+        self._num_rows_offline = state["num_rows_offline"]
+        self._num_steps_in_view = state["num_steps_in_view"]
+        self.view.num_inserted_seen = state["num_inserted_seen"]
         states = state["random_states"]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
@@ -645,13 +693,17 @@ class QWR(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         super().cleanup()
-        if hasattr(self, "replay"):
-            ray.kill(self.replay)
+        if hasattr(self, "supervised"):
+            self.supervised.stop()
 
 
 @contextlib.contextmanager
 def _whole(checkpoint: Path) -> Iterator[None]:
     """Turns what a missing or truncated file of a checkpoint raises into a ``ValueError``."""
+    previous = list(checkpoint.parent.glob(f".{checkpoint.name}.previous-*"))
+    if previous and not checkpoint.exists():
+        # A process was killed between the two renames with which it replaced a checkpoint.
+        os.replace(previous[0], checkpoint)
     if not checkpoint.is_dir():
         raise ValueError(f"there is no checkpoint at {checkpoint}")
     try:

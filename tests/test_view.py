@@ -253,5 +253,6 @@ def test_frames_are_stacked_after_a_gap_a_termination_and_reloads():
 
 def test_num_bytes_is_what_the_columns_take():
     view = ReplayView(CONTINUOUS, 1600)
-    # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next and prev and int8 kind.
-    assert view.num_bytes == 1700 * (5 * 4 + 1 + 8 + 8 + 1)
+    # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next, prev and inserted, int8 kind and
+    # int32 policy version.
+    assert view.num_bytes == 1700 * (5 * 4 + 1 + 3 * 8 + 1 + 4)

@@ -13,8 +13,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from qwr_rllib.cli.evaluation import Agent, opened
 from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.cli.evaluation import Agent, opened
 from qwr_rllib.offline import MU_KEY, NO_MINARI
 
 

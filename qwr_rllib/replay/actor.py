@@ -25,6 +25,18 @@ class Receipt:
     num_rows_refused: int
     refusals: list[str]
     """One line for each refused fragment: worker, episode, what is wrong with it."""
+    blocked_s: float = 0.0
+    """Seconds that the worker waited for this."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the learner's side takes from the replay at one moment."""
+
+    changes: Changes
+    outline: dict[str, np.ndarray]
+    """See :meth:`ReplayStorage.outline`; with ``num_rows_refused_lifetime``."""
+    metrics: dict[str, int]
 
 
 class Replay:
@@ -37,7 +49,7 @@ class Replay:
     def add(self, fragments: Sequence[Fragment], worker: int = 0) -> Receipt:
         """Stores fragments; a bad one is refused and the others go on.
 
-        Once this returns, the rows are acknowledged.
+        A fragment that is stored already, in whole or in part, is not stored twice.
         """
         stored, refused, refusals = 0, 0, []
         for fragment in fragments:
@@ -49,9 +61,15 @@ class Replay:
         self._num_rows_refused_lifetime += refused
         return Receipt(stored, refused, refusals)
 
-    def changes(self, uid: int, since: int) -> Changes:
-        """See :meth:`ReplayStorage.changes`."""
-        return self._storage.changes(uid, since)
+    def update(self, uid: int, since: int) -> Update:
+        """What a copy of version ``since`` of the store ``uid`` lacks, and what describes it."""
+        changes = self._storage.changes(uid, since)
+        outline = self._storage.outline() | self._refused()
+        return Update(changes, outline, self.metrics())
+
+    def node_id(self) -> str:
+        """The node that this runs on."""
+        return ray.get_runtime_context().get_node_id()
 
     def metrics(self) -> dict[str, int]:
         """The ``replay/`` results; rows are environment steps."""
@@ -65,8 +83,10 @@ class Replay:
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """See :meth:`ReplayStorage.state_arrays`; with the count of refused rows."""
-        refused = np.array(self._num_rows_refused_lifetime)
-        return self._storage.state_arrays() | {"num_rows_refused_lifetime": refused}
+        return self._storage.state_arrays() | self._refused()
+
+    def _refused(self) -> dict[str, np.ndarray]:
+        return {"num_rows_refused_lifetime": np.array(self._num_rows_refused_lifetime)}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
         """Takes what :meth:`state_arrays` gave. Raises as :meth:`ReplayStorage.load`."""

@@ -60,6 +60,8 @@ class Fragment:
     """The episode is over: terminated, or cut by a time limit."""
     context: np.ndarray | None = None
     """``(c, ...)``: the frames before the first row, oldest first, where they are stacked."""
+    policy_version: int | np.ndarray = 0
+    """Actor updates that the acting policy had had; a number or ``(k,)``."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -75,7 +77,7 @@ class Changes:
     """The copy must be emptied first."""
     slots: np.ndarray
     columns: dict[str, np.ndarray]
-    """The stored columns of these slots, with ``kind``, ``next`` and ``inserted``."""
+    """The stored columns of these slots, with ``kind``, ``next`` and the other own ones."""
 
 
 @dataclass
@@ -200,6 +202,8 @@ class ReplayStorage:
         columns["kind"][rows] = Slot.ROW
         inserted = self.num_rows_inserted_lifetime
         columns["inserted"][rows] = np.arange(inserted, inserted + count)
+        versions = np.broadcast_to(fragment.policy_version, len(fragment))
+        columns["policy_version"][rows] = versions[chosen]
         self._stamps[slots] = self.version
 
         trajectory.slots = np.append(trajectory.slots, rows)
@@ -304,11 +308,13 @@ class ReplayStorage:
         columns = {name: column[slots] for name, column in self.columns.items()}
         return Changes(self.uid, self.version, reset, slots, columns)
 
-    def state_arrays(self) -> dict[str, np.ndarray]:
-        """The whole store as plain arrays, for ``numpy.savez``; :meth:`load` takes them back."""
-        slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
-        empty = np.zeros(0, np.int64)
-        held = self._trajectories.values()
+    def outline(self) -> dict[str, np.ndarray]:
+        """What a copy of the columns lacks to become a store again: a line per trajectory.
+
+        ``trajectories`` and ``counters`` are those of :meth:`state_arrays`; ``first_slots`` has
+        the slot of each trajectory's first row, from which ``next`` leads to the others and
+        ``prev`` to the context.
+        """
         table = [
             (
                 key,
@@ -321,11 +327,24 @@ class ReplayStorage:
             )
             for key, each in self._trajectories.items()
         ]
+        first_slots = [each.slots[0] for each in self._trajectories.values()]
         return {
             "counters": np.array([self.capacity, self.num_rows_inserted_lifetime, self._next_key]),
+            "trajectories": np.array(table, np.int64).reshape(-1, 7),
+            "first_slots": np.array(first_slots, np.int64),
+        }
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """The whole store as plain arrays, for ``numpy.savez``; :meth:`load` takes them back."""
+        slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
+        held = self._trajectories.values()
+        empty = np.zeros(0, np.int64)
+        outline = self.outline()
+        return {
+            "counters": outline["counters"],
             "slots": slots,
             "free": self._free[: self._num_free],
-            "trajectories": np.array(table, np.int64).reshape(-1, 7),
+            "trajectories": outline["trajectories"],
             "trajectory_slots": np.concatenate(
                 [empty, *(np.append(each.context, each.slots) for each in held)]
             ),
@@ -415,6 +434,7 @@ class ReplayStorage:
                     terminated=each.tail < 0,
                     done=each.closed,
                     context=saved.columns["obs"][before],
+                    policy_version=saved.columns["policy_version"][rows],
                 )
             )
         self.num_rows_inserted_lifetime = saved.num_rows_inserted_lifetime
@@ -432,6 +452,7 @@ def _all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "next": ((), np.dtype("int32")),
         "prev": ((), np.dtype("int32")),
         "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
+        "policy_version": ((), np.dtype("int32")),  # actor updates of the policy that collected it
     }
 
 

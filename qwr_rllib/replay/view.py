@@ -51,10 +51,12 @@ class ReplayView:
         self.next = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
         self.prev = torch.zeros_like(self.next)
         self.kind = torch.zeros(self.num_slots, dtype=torch.int8, device=self.device)
+        self.inserted = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
+        self.policy_version = torch.zeros(self.num_slots, dtype=torch.int32, device=self.device)
         self.rows = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.uid = 0
         self.version = -1
-        self._num_inserted_seen = 0
+        self.num_inserted_seen = 0
 
     @property
     def num_rows(self) -> int:
@@ -64,7 +66,8 @@ class ReplayView:
     @property
     def num_bytes(self) -> int:
         """Bytes allocated for the columns."""
-        columns = [*self.columns.values(), self.next, self.prev, self.kind]
+        own = [self.next, self.prev, self.kind, self.inserted, self.policy_version]
+        columns = [*self.columns.values(), *own]
         return sum(column.nbytes for column in columns)
 
     def update(self, changes: Changes) -> Tensor:
@@ -87,15 +90,17 @@ class ReplayView:
         self.next[slots] = tensor(changes.columns["next"]).long()
         self.prev[slots] = tensor(changes.columns["prev"]).long()
         self.kind[slots] = kind
+        self.inserted[slots] = tensor(changes.columns["inserted"])
+        self.policy_version[slots] = tensor(changes.columns["policy_version"])
         self.rows = torch.nonzero(self.kind == Slot.ROW).squeeze(1)
         self.uid, self.version = changes.uid, changes.version
 
         rows = changes.columns["kind"] == Slot.ROW
         inserted = changes.columns["inserted"]
-        new = rows & (inserted >= self._num_inserted_seen)
+        new = rows & (inserted >= self.num_inserted_seen)
         if changes.reset or new.any():
             # A reset may go back, to a store from an older checkpoint.
-            self._num_inserted_seen = int(inserted[rows].max(initial=-1)) + 1
+            self.num_inserted_seen = int(inserted[rows].max(initial=-1)) + 1
         return slots[tensor(new)]
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,265 @@
+"""What is lost when a process is killed, and what is not: SIGKILL in the middle of runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from ledger import Ledger, held, written
+from ray import tune
+from ray.tune.registry import register_env
+
+from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.replay.refill import store_arrays
+from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.replay.supervisor import SupervisedReplay
+from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.specs import Spec
+
+TINY = {
+    "n_interactions": 100,
+    "n_critic_steps": 10,
+    "n_actor_steps": 10,
+    "target_update_freq": 10,
+    "train_batch_size": 16,
+    "replay_capacity": 1000,
+    "learner_threads": 1,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    patch = pytest.MonkeyPatch()
+    # Workers and drivers of the cluster import what is in this folder.
+    patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
+    context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
+    register_env("ledger", Ledger)
+    yield context
+    ray.shutdown()
+    patch.undo()
+
+
+def tiny(folder: Path, num_env_runners: int = 0, **training) -> QWRConfig:
+    return (
+        QWRConfig()
+        .environment("ledger", env_config={"folder": str(folder)})
+        .env_runners(num_env_runners=num_env_runners)
+        .debugging(seed=3)
+        .training(**TINY | training)
+    )
+
+
+@pytest.fixture
+def build(tmp_path):
+    algos = []
+
+    def build(num_env_runners=0, **training):
+        algos.append(tiny(tmp_path, num_env_runners, **training).build_algo())
+        return algos[-1]
+
+    yield build
+    for algo in algos:
+        algo.stop()
+
+
+def pid_of(actor) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
+
+
+def state(algo) -> dict[str, np.ndarray]:
+    return ray.get(algo.replay.state_arrays.remote())
+
+
+def assert_same_rows(lost: dict[str, np.ndarray], refilled: dict[str, np.ndarray]) -> None:
+    """Every array of two stores is the same, but for the order of the free slots."""
+    assert lost.keys() == refilled.keys()
+    for name in lost.keys() - {"free"}:
+        np.testing.assert_array_equal(lost[name], refilled[name], err_msg=name)
+    np.testing.assert_array_equal(np.sort(lost["free"]), np.sort(refilled["free"]))
+
+
+def assert_nothing_lost(algo, folder: Path, environments: int = 1) -> None:
+    """The replay has each step that was made, once, but for the one that RLlib is ahead."""
+    rows, steps = held(state(algo)), written(folder)
+    assert len(set(rows)) == len(rows)
+    assert set(rows) < set(steps)
+    assert len(steps) == len(rows) + environments
+
+
+def test_the_replay_is_refilled_row_by_row(build):
+    algo = build(replay_capacity=250)  # the third iteration evicts
+    for _ in range(3):
+        algo.train()
+    lost, first = state(algo), algo.replay
+    os.kill(pid_of(first), signal.SIGKILL)
+    algo.supervised.call("metrics")
+    assert algo.replay != first
+    assert_same_rows(lost, state(algo))
+    result = algo.train()
+    assert result["replay"]["num_restarts_lifetime"] == 1
+    assert result["num_env_steps_sampled_lifetime"] == 400
+    # Each row counted once into the observation statistics.
+    assert algo.learner.networks.normalizer.count.item() == 400
+
+
+def test_rows_that_the_view_lacks_are_sent_again(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo._collect()  # 100 rows more, known to the replay and to the worker only
+    lost = state(algo)
+    os.kill(pid_of(algo.replay), signal.SIGKILL)
+    algo._update_view()
+    assert algo.view.num_rows == 200
+    assert_same_rows(lost, state(algo))
+    assert_nothing_lost(algo, tmp_path)
+    # The next round's rows are not mixed up with these.
+    assert algo.train()["replay"]["num_rows"] == 300
+    assert_nothing_lost(algo, tmp_path)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_replay_killed_while_workers_sample(build, tmp_path, overlap):
+    algo = build(num_env_runners=2, overlap_sampling=overlap)
+    algo.train()
+    (tmp_path / "kill").write_text(str(pid_of(algo.replay)))
+    for iteration in (2, 3):
+        result = algo.train()
+        assert result["num_env_steps_sampled_lifetime"] == 100 * iteration
+        assert result["replay"]["num_rows"] == 100 * iteration
+    assert not (tmp_path / "kill").exists()
+    assert result["replay"]["num_restarts_lifetime"] == 1
+    assert len(held(state(algo))) == (400 if overlap else 300)  # the fourth iteration's rows
+    assert_nothing_lost(algo, tmp_path, environments=2)
+
+
+def test_the_only_rollout_worker_killed_while_it_samples(build, tmp_path):
+    algo = build(num_env_runners=1)
+    algo.train()
+    (tmp_path / "kill").write_text("")
+    for iteration in (2, 3):
+        result = algo.train()
+        assert result["num_env_steps_sampled_lifetime"] == 100 * iteration
+    rows = held(state(algo))
+    assert len(rows) == len(set(rows)) == 300
+    assert set(rows) <= set(written(tmp_path))
+
+
+class Mortal:
+    """A replay that does not survive its first question."""
+
+    def update(self, uid, since):
+        os._exit(1)
+
+
+def test_a_replay_that_keeps_dying_ends_the_run():
+    spec = Spec((2,), "float32", 1, False)
+    replay = SupervisedReplay(
+        ray.remote(num_cpus=0)(Mortal).remote, ReplayView(spec, 10), lambda actor: None
+    )
+    with pytest.raises(RuntimeError, match="died 4 times within an iteration"):
+        replay.update_view()
+    assert replay.num_restarts == 3
+
+
+def test_an_empty_store_is_refilled_too():
+    spec = Spec((2,), "float32", 1, False)
+    storage, view = ReplayStorage(spec, 10), ReplayView(spec, 10)
+    view.update(storage.changes())
+    other = ReplayStorage(spec, 10)
+    other.load(store_arrays(view, storage.outline()))
+    assert_same_rows(storage.state_arrays(), other.state_arrays())
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
+    class Ordering(tune.Callback):
+        """Has the trial's process killed in its third iteration, once."""
+
+        def on_trial_result(self, iteration, trials, trial, result, **info):
+            if result["training_iteration"] == 2 and not (tmp_path / "ordered").exists():
+                (tmp_path / "ordered").touch()
+                (tmp_path / "kill").write_text("")
+
+    (trial,) = tune.run_experiments(
+        {
+            "killed": {
+                "run": QWR,
+                "config": tiny(tmp_path).to_dict(),
+                "stop": {"training_iteration": 4},
+                "checkpoint_config": {"checkpoint_frequency": 1},
+                "storage_path": str(tmp_path / "results"),
+                "max_failures": 1,
+            }
+        },
+        callbacks=[Ordering()],
+        verbose=0,
+    )
+    assert not (tmp_path / "kill").exists()
+    (lines,) = (tmp_path / "results").glob("killed/*/result.json")
+    results = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [each["training_iteration"] for each in results] == [1, 2, 3, 4]
+    assert [each["num_env_steps_sampled_lifetime"] for each in results] == [100, 200, 300, 400]
+    assert [each["replay"]["num_rows"] for each in results] == [100, 200, 300, 400]
+    assert [each["learner"]["num_actor_updates_lifetime"] for each in results] == [10, 20, 30, 40]
+    assert len({each["pid"] for each in results}) == 2
+    # The steps that the dead process made after its last checkpoint are the only ones made again.
+    with np.load(Path(trial.checkpoint.path) / "replay.npz") as arrays:
+        rows = held(arrays)
+    assert len(set(rows)) == 400
+    assert set(rows) <= set(written(tmp_path))
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+import numpy as np
+import ray
+from ray.tune.registry import register_env
+from ledger import Ledger
+from test_faults import tiny
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+ray.init(address=sys.argv[2], log_to_driver=False)
+register_env("ledger", Ledger)
+algo = tiny(folder).build_algo()
+algo.train()
+algo.save(str(folder / "checkpoint"))
+algo.train()
+
+
+def killed(path, **arrays):
+    Path(path).write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+np.savez = killed
+algo.save(str(folder / "checkpoint"))
+"""
+
+
+def test_a_driver_killed_while_it_writes_a_checkpoint(tmp_path, cluster):
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path, cluster.address_info["address"]],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    place = tmp_path / "checkpoint"
+    restored = QWR.from_checkpoint(place)
+    assert len(held(state(restored))) == 100
+    assert restored.train()["num_env_steps_sampled_lifetime"] == 200
+    (stale,) = tmp_path.glob(".checkpoint.partial-*")
+    restored.save(str(place))
+    assert not stale.exists()
+    # Killed between the two renames with which a save ends.
+    place.rename(tmp_path / ".checkpoint.previous-abc")
+    restored.stop()
+    again = QWR.from_checkpoint(place)
+    assert again.iteration == 2
+    again.save(str(place))
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint"]
+    again.stop()
