@@ -1,6 +1,8 @@
 """Updates per second of the learner against a plain loop that does Algorithm 2 step by step.
 
     python benchmarks/learner.py --rows 10000 --rows 50000 --out benchmarks/results/learner.json
+    python benchmarks/learner.py --task atari --rows 20000 --steps 100 \
+        --out benchmarks/results/learner-atari.json
 
 Both sides have the same networks, rows, minibatch sizes and thread count, and take turns in one
 process. The plain loop is what one would write first in PyTorch: autograd, ``torch.optim.Adam``,
@@ -27,30 +29,41 @@ from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
 
-WALKER = Spec((17,), "float32", 6, discrete=False)
+TASKS = {
+    "walker": Spec((17,), "float32", 6, discrete=False),
+    # Pong: stacks of four frames, six actions.
+    "atari": Spec((4, 84, 84), "uint8", 6, discrete=True, frame_stack=4),
+}
 EPISODE = 1000
 
 
-def filled_view(rows: int, seed: int) -> ReplayView:
+def filled_view(spec: Spec, rows: int, seed: int) -> ReplayView:
     """A view of whole trajectories of random numbers, as many as ``rows`` steps."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    storage, view = ReplayStorage(WALKER, rows), ReplayView(WALKER, rows)
+    def observations(count: int) -> np.ndarray:
+        if spec.image:
+            return rng.integers(0, 256, (count, *spec.frame_shape), np.uint8)
+        return normal(count, *spec.frame_shape)
+
+    storage, view = ReplayStorage(spec, rows), ReplayView(spec, rows)
     for episode in range(rows // EPISODE):
-        mu = normal(EPISODE + 1, 6, scale=0.3)
+        mu = normal(EPISODE + 1, spec.action_dim, scale=0.3)
+        actions = mu[:-1] + normal(EPISODE, spec.action_dim, scale=0.4)
         storage.add(
             Fragment(
                 episode=episode,
                 start=0,
-                obs=normal(EPISODE + 1, 17),
+                obs=observations(EPISODE + 1),
                 action_dist_inputs=mu,
-                actions=mu[:-1] + normal(EPISODE, 6, scale=0.4),
+                actions=actions.argmax(1) if spec.discrete else actions,
                 rewards=normal(EPISODE),
                 terminated=False,
                 done=True,
+                context=observations(spec.frame_stack - 1),
             )
         )
     view.update(storage.changes())
@@ -68,12 +81,20 @@ class PlainLoop:
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr)
         self.generator = torch.Generator().manual_seed(seed)
 
+    def inputs(self, view: ReplayView, slots: torch.Tensor) -> torch.Tensor:
+        """What the networks take for the states in ``slots`` ``(k,)``."""
+        obs = view.observations(slots)
+        return obs.float() / 255 if view.spec.image else self.networks.normalize(obs)
+
     def q_values(self, critic, view: ReplayView, slots: torch.Tensor):
-        """Q of n actions of mu at each slot: ``(..., n)`` and the actions ``(..., n, d)``."""
+        """Q of n actions of mu at each slot, the actions and, of all actions, mu's probabilities.
+
+        ``(k, n)``, ``(k, n, [d])`` and ``(k, n)`` or ``None``.
+        """
         mu = view.columns["action_dist_inputs"][slots]
-        actions, _ = self.actor.proposals(mu, self.config.n_action_samples, self.generator)
-        features = critic.features(self.networks.normalize(view.columns["obs"][slots]))
-        return critic.gate(features.unsqueeze(-2), actions) * critic.q_scale, actions
+        actions, probs = self.actor.proposals(mu, self.config.n_action_samples, self.generator)
+        features = critic.features(self.inputs(view, slots))
+        return critic.gate(features.unsqueeze(-2), actions) * critic.q_scale, actions, probs
 
     def step(self, adam, parameters, loss) -> None:
         adam.zero_grad()
@@ -89,15 +110,15 @@ class PlainLoop:
             rows = view.sample(config.train_batch_size, self.generator)
             slices = view.slices(rows, config.margin)
             with torch.no_grad():
-                q_values, _ = self.q_values(self.target, view, slices.next_slots)
+                q_values, _, probs = self.q_values(self.target, view, slices.next_slots.flatten())
+                values = losses.backup(q_values, config.backup, config.backup_temperature, probs)
                 targets = losses.lambda_returns(
                     slices.rewards,
                     config.gamma * slices.nonterminals,
-                    losses.backup(q_values, config.backup, config.backup_temperature),
+                    values.view_as(slices.rewards),
                     config.lambda_ * slices.continues,
                 )
-            obs = self.networks.normalize(view.columns["obs"][rows])
-            predicted = self.critic(obs, view.columns["actions"][rows])
+            predicted = self.critic(self.inputs(view, rows), view.columns["actions"][rows])
             loss = losses.critic_loss(predicted, targets / self.critic.q_scale)
             self.step(self.critic_adam, self.critic.parameters(), loss)
 
@@ -106,28 +127,35 @@ class PlainLoop:
         for _ in range(config.n_actor_steps):
             rows = view.sample(config.train_batch_size, self.generator)
             with torch.no_grad():
-                q_values, actions = self.q_values(self.critic, view, rows)
-                weights = losses.advantage_weights(q_values, config.beta, config.max_weight)
-            means = self.actor(self.networks.normalize(view.columns["obs"][rows]))
-            log_probs = self.actor.log_prob(means.unsqueeze(-2), actions)
+                q_values, actions, probs = self.q_values(self.critic, view, rows)
+                weights = losses.advantage_weights(
+                    q_values, config.beta, config.max_weight, probs=probs
+                )
+                if probs is not None:
+                    weights = weights * probs * probs.shape[-1]
+            params = self.actor(self.inputs(view, rows)).unsqueeze(-2)
+            log_probs = self.actor.log_prob(params.expand(*actions.shape[:2], -1), actions)
             loss = losses.actor_loss(log_probs, weights)
             self.step(self.actor_adam, self.actor.parameters(), loss)
 
 
 @click.command()
+@click.option("--task", type=click.Choice(list(TASKS)), default="walker", show_default=True)
 @click.option("--rows", multiple=True, type=int, default=(10_000, 50_000), show_default=True)
 @click.option("--steps", default=1000, show_default=True, help="Of each phase, in each turn.")
 @click.option("--turns", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False), help="Writes the results as JSON.")
-def main(rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str | None) -> None:
+def main(
+    task: str, rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str | None
+) -> None:
     torch.set_num_threads(threads)
     config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps)
     results = []
     for count in rows:
-        view = filled_view(count, seed=0)
+        view = filled_view(TASKS[task], count, seed=0)
         torch.manual_seed(0)
-        networks = QWRNetworks(WALKER)
+        networks = QWRNetworks(TASKS[task])
         sides = {
             "plain loop": PlainLoop(copy.deepcopy(networks), config, seed=0),
             "learner": Learner(copy.deepcopy(networks), config, seed=0),

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from qwr_rllib.networks import CategoricalActor, GatedCritic, GaussianActor
+from qwr_rllib.networks import CategoricalActor, GatedCritic, GaussianActor, ValueCritic
 
 Loss = Callable[..., Tensor]
 aten: Any = torch.ops.aten
@@ -49,10 +49,10 @@ def gradient_of(module: nn.Module, loss: Loss, into: Tensor, compiled: bool) -> 
     if on_cpu and not compiled:
         if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
             return CriticGradient(module, loss, into)
-        if isinstance(module, (GaussianActor, CategoricalActor)) and (
+        if isinstance(module, (GaussianActor, CategoricalActor, ValueCritic)) and (
             _dense_layers(module.body, module.head) is not None
         ):
-            return ActorGradient(module, loss, into)
+            return DenseGradient(module, loss, into)
     return AutogradGradient(module, loss, into, compiled)
 
 
@@ -149,13 +149,16 @@ class _Dense:
         return gradient
 
 
-class ActorGradient:
-    """Of an actor whose body is linear layers and ReLUs."""
+class DenseGradient:
+    """Of an actor or a value critic whose body is linear layers and ReLUs."""
 
-    def __init__(self, actor: GaussianActor | CategoricalActor, loss: Loss, into: Tensor) -> None:
-        layers = _dense_layers(actor.body, actor.head)
+    def __init__(
+        self, module: GaussianActor | CategoricalActor | ValueCritic, loss: Loss, into: Tensor
+    ) -> None:
+        layers = _dense_layers(module.body, module.head)
         assert layers is not None
-        self._dense = _Dense(layers, _views(into, actor))
+        self._dense = _Dense(layers, _views(into, module))
+        self._scalar = isinstance(module, ValueCritic)
         self._loss = loss
 
     @torch.no_grad()
@@ -163,8 +166,10 @@ class ActorGradient:
         self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         outputs = self._dense.forward(inputs[0])
+        if self._scalar:
+            outputs = outputs.squeeze(-1)
         loss, gradient = _loss_gradient(self._loss, outputs, targets)
-        self._dense.backward(gradient)
+        self._dense.backward(gradient.unsqueeze(-1) if self._scalar else gradient)
         return loss, outputs
 
 

@@ -1,4 +1,4 @@
-"""The two regressions of Algorithm 2, in chunks between target syncs. Knows torch only.
+"""The two regressions of Algorithms 1 and 2, in chunks between target syncs. Knows torch only.
 
 Between two syncs the target network, the stored ``mu`` and the replay are constant, and during
 the whole actor phase the critic is too. So everything that a chunk's minibatches regress *onto*
@@ -7,13 +7,17 @@ and the multi-step targets, or the sampled actions and their weights. What is le
 regression steps. Statistics of a minibatch (spread of Q, moments of the advantages) stay those of
 that minibatch. The one difference from a step-by-step loop: a state that is drawn more than once
 within a chunk has its actions sampled once in that chunk.
+
+Where QWR, AWR and AWAC differ are two methods: ``_values_after``, what a target bootstraps from,
+and ``_considered``, the actions that the actor considers and what they are held against.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -23,11 +27,22 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qwr_rllib import losses
 from qwr_rllib.gradients import gradient_of
-from qwr_rllib.networks import CategoricalActor, GatedCritic, QWRNetworks
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.networks import (
+    CategoricalActor,
+    CriticType,
+    GatedCritic,
+    QWRNetworks,
+    ValueCritic,
+)
+from qwr_rllib.replay.storage import Slot
+from qwr_rllib.replay.view import ReplayView, Slices
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
 MAX_CACHED_FEATURES_BYTES = 2**28
+MAX_TILE_ELEMENTS = 2**23  # of observations that go through a body at once
+
+ActorActions = Literal["mu", "replay"]
+Critic = GatedCritic | ValueCritic
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -50,6 +65,10 @@ class LearnerConfig:
     """Actor minibatches per iteration."""
     target_update_freq: int = 100
     """Critic steps between syncs of the target network; also the length of a chunk."""
+    critic_type: CriticType = "q"
+    """``Q(s, a)``, or ``V(s)``, which knows no actions but those in the replay."""
+    actor_actions: ActorActions = "mu"
+    """The actions that the actor considers: samples of ``mu``, or the one in the replay."""
     n_action_samples: int | Literal["all"] = 8
     """Actions of ``mu`` considered at a state; discrete actions are all enumerated where this
     covers them, or with ``"all"``."""
@@ -110,6 +129,13 @@ class LearnerConfig:
         for name in ("backup_temperature", "beta", "critic_lr", "actor_lr", "max_weight"):
             require(name, "a number > 0", lambda v: number(v) and 0 < v < float("inf"))
         require("grad_clip", "a number > 0 or None", lambda v: v is None or (number(v) and v > 0))
+        require("critic_type", *one_of(CriticType))
+        require("actor_actions", *one_of(ActorActions))
+        require(
+            "actor_actions",
+            "'replay' with critic_type 'v', which cannot tell the value of other actions",
+            lambda v: self.critic_type == "q" or v == "replay",
+        )
         require("backup", *one_of(losses.Backup))
         require("q_spread", *one_of(losses.Spread))
         require("normalize_advantages", "true or false", lambda v: isinstance(v, bool))
@@ -160,14 +186,19 @@ class Learner:
         seed: of everything random here; ``None`` draws one.
 
     Raises:
-        ValueError: for networks without critic, or all of continuous actions to enumerate.
+        ValueError: for networks without this kind of critic, or all of continuous actions to
+            enumerate.
     """
 
     def __init__(
         self, networks: QWRNetworks, config: LearnerConfig, seed: int | None = None
     ) -> None:
-        if networks.critic is None:
-            raise ValueError("networks must have a critic to be trained")
+        critic, kind = networks.critic, GatedCritic if config.critic_type == "q" else ValueCritic
+        if critic is None or not isinstance(critic, kind):
+            raise ValueError(
+                "networks must have a critic to be trained, with critic_type "
+                f"{config.critic_type!r} a {kind.__name__}, got {critic!r}"
+            )
         if config.n_action_samples == "all" and not isinstance(networks.actor, CategoricalActor):
             raise ValueError(
                 "n_action_samples must be an integer >= 1 where actions are continuous, got 'all'"
@@ -175,8 +206,8 @@ class Learner:
         self.networks = networks
         self.config = config
         self.actor = networks.actor
-        self.critic = networks.critic
-        self.target_critic: GatedCritic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic: Critic = critic
+        self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
         self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config.grad_clip)
         self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config.grad_clip)
         self._device = self._critic_adam.gradient.device
@@ -236,11 +267,7 @@ class Learner:
     def train_actor(self, view: ReplayView) -> dict[str, float]:
         """``n_actor_steps`` steps with weights from the critic as it is now."""
         started = time.perf_counter()
-        width = self.critic.norm.normalized_shape[0]
-        features = None
-        if len(view.kind) * width * 4 <= MAX_CACHED_FEATURES_BYTES:
-            features = torch.empty(len(view.kind), width, device=self._device)
-            features[view.rows] = self._features(self.critic, view, view.rows)
+        features = self._all_features(view)
         totals = torch.zeros(4, device=self._device)
         for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
             chunk = self._actor_chunk(view, steps, features)
@@ -259,6 +286,17 @@ class Learner:
                 "weight_clip_fraction": means[2],
                 "weight_max": totals[3].item(),
             },
+        )
+
+    def losses(self, view: ReplayView, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The critic's and the actor's loss of one minibatch ``(N,)`` of rows, for autograd."""
+        critic, networks = self.critic, self.networks
+        targets = self._targets(view, rows, 1)[0] / critic.q_scale
+        regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
+        obs = networks.normalize(view.observations(rows))
+        return (
+            losses.critic_loss(critic(obs, view.columns["actions"][rows]), targets),
+            self.actor.regression_loss(self.actor(obs), *(part[0] for part in regression)),
         )
 
     def _metrics(
@@ -288,55 +326,61 @@ class Learner:
         targets = self._targets(view, rows, steps)
         # The head predicts (1 - gamma) Q, and so the loss is in these units too.
         scaled_targets = targets / self.critic.q_scale
-        minibatches = (steps, self.config.train_batch_size)
-        obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
-        actions = view.columns["actions"][rows].unflatten(0, minibatches)
+        rows = rows.view(steps, -1)
+        actions = view.columns["actions"][rows]
         totals = torch.zeros(2, device=self._device)
-        for step in range(steps):
-            loss, predicted = self._critic_gradient(
-                (obs[step], actions[step]), (scaled_targets[step],)
-            )
+        for step, obs in enumerate(self._inputs(view, rows)):
+            loss, predicted = self._critic_gradient((obs, actions[step]), (scaled_targets[step],))
             self._critic_adam.step()
             totals += torch.stack([loss, predicted.mean() * self.critic.q_scale])
         return torch.cat([totals, targets.mean().view(1) * steps])
 
     @torch.no_grad()
     def _targets(self, view: ReplayView, rows: Tensor, steps: int) -> Tensor:
-        """Multi-step targets of ``Q`` for ``rows`` of ``steps`` minibatches, ``(steps, batch)``."""
-        config = self.config
-        slices = view.slices(rows, config.margin)
+        """Multi-step targets of the critic for ``rows`` of ``steps`` minibatches.
+
+        ``(steps, batch)``.
+        """
+        slices = view.slices(rows, self.config.margin)
         states, inverse = _distinct(slices.next_slots, view.num_slots)
-        q_values, _, probs = self._propose(self.target_critic, view, states)
+        next_values = self._values_after(view, states, inverse, steps)
+        return self._returns(slices, next_values).view(steps, -1)
+
+    def _returns(self, slices: Slices, next_values: Tensor) -> Tensor:
+        """The truncated lambda-returns of slices, ``(N,)``, from their values ``(N, T)``."""
+        return losses.lambda_returns(
+            slices.rewards,
+            self.config.gamma * slices.nonterminals,
+            next_values,
+            self.config.lambda_ * slices.continues,
+        )
+
+    def _values_after(
+        self, view: ReplayView, states: Tensor, inverse: Tensor, steps: int
+    ) -> Tensor:
+        """``F`` or ``V`` of the target critic at ``states[inverse]``, as ``inverse``."""
+        config, critic = self.config, self.target_critic
+        if isinstance(critic, ValueCritic):
+            return self._features(critic, view, states).squeeze(-1)[inverse]
+        q_values, _, probs = self._propose(critic, view, states)
         if config.q_spread == "none":
             values = losses.backup(q_values, config.backup, config.backup_temperature, probs)
-            next_values = values[inverse]
-        else:
-            # (steps, batch * T, n): the spread is over all values of a minibatch.
-            by_minibatch = inverse.view(steps, -1)
-            q_values = q_values[by_minibatch]
-            probs = None if probs is None else probs[by_minibatch]
-            scale = losses.spread(q_values, config.q_spread, (1, 2), probs)
-            values = losses.backup(
-                q_values / scale, config.backup, config.backup_temperature, probs
-            )
-            next_values = (values * scale.squeeze(-1)).view_as(slices.rewards)
-        returns = losses.lambda_returns(
-            slices.rewards,
-            config.gamma * slices.nonterminals,
-            next_values,
-            config.lambda_ * slices.continues,
-        )
-        return returns.view(steps, -1)
+            return values[inverse]
+        # (steps, batch * T, n): the spread is over all values of a minibatch.
+        by_minibatch = inverse.view(steps, -1)
+        q_values = q_values[by_minibatch]
+        probs = None if probs is None else probs[by_minibatch]
+        scale = losses.spread(q_values, config.q_spread, (1, 2), probs)
+        values = losses.backup(q_values / scale, config.backup, config.backup_temperature, probs)
+        return (values * scale.squeeze(-1)).view_as(inverse)
 
     def _actor_chunk(self, view: ReplayView, steps: int, features: Tensor | None) -> Tensor:
         """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
-        minibatches = (steps, self.config.train_batch_size)
-        rows = view.sample(steps * self.config.train_batch_size, self._generator)
-        regression, diagnostics = self._actor_regression(view, rows, minibatches, features)
-        obs = self.networks.normalize(view.columns["obs"][rows]).unflatten(0, minibatches)
+        rows = view.sample(steps * self.config.train_batch_size, self._generator).view(steps, -1)
+        regression, diagnostics = self._actor_regression(view, rows, features)
         total = torch.zeros((), device=self._device)
-        for step in range(steps):
-            loss, _ = self._actor_gradient((obs[step],), [part[step] for part in regression])
+        for step, obs in enumerate(self._inputs(view, rows)):
+            loss, _ = self._actor_gradient((obs,), [part[step] for part in regression])
             self._actor_adam.step()
             total += loss
         ess, clip_fraction, largest = diagnostics
@@ -347,31 +391,61 @@ class Learner:
         self,
         view: ReplayView,
         rows: Tensor,
-        minibatches: tuple[int, int],
         features: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """What the actor regresses onto in each minibatch; mean ESS, clip fraction, largest."""
         states, inverse = _distinct(rows, view.num_slots)
-        inverse = inverse.view(minibatches)
-        q_values, actions, probs = self._propose(self.critic, view, states, features)
+        q_values, actions, probs, baseline = self._considered(view, states, features)
+        q_values, actions = q_values[inverse], actions[inverse]
         probs = None if probs is None else probs[inverse]
+        baseline = None if baseline is None else baseline[inverse]
 
-        def weigh(q_values: Tensor, probs: Tensor | None) -> Tensor:
+        def weigh(q_values: Tensor, probs: Tensor | None, baseline: Tensor | None) -> Tensor:
             config = self.config
             return losses.advantage_weights(
-                q_values, config.beta, config.max_weight, config.normalize_advantages, probs
+                q_values,
+                config.beta,
+                config.max_weight,
+                config.normalize_advantages,
+                probs,
+                baseline,
             )
 
-        weights = torch.vmap(weigh, in_dims=(0, None if probs is None else 0))(
-            q_values[inverse], probs
-        )
+        in_dims = tuple(None if part is None else 0 for part in (q_values, probs, baseline))
+        weights = torch.vmap(weigh, in_dims)(q_values, probs, baseline)
         clipped = weights >= self.config.max_weight * (1 - 1e-6)
+        # Of a single action it would always be 1: then it is that of the minibatch's states.
+        shared = weights if self.config.actor_actions == "mu" else weights.flatten(1)
         diagnostics = (
-            losses.effective_sample_size(weights, probs).mean(),
+            losses.effective_sample_size(shared, probs).mean(),
             clipped.float().mean(),
             weights.max(),
         )
-        return self.actor.regression(actions[inverse], weights, probs), diagnostics
+        return self.actor.regression(actions, weights, probs), diagnostics
+
+    def _considered(
+        self, view: ReplayView, states: Tensor, features: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The actions that the actor considers at ``states``.
+
+        Returns:
+            What they return ``(k, n)``, themselves, their probabilities (see :meth:`_propose`),
+            and ``V(s)`` ``(k,)`` where it is not the mean of the first.
+        """
+        if self.config.actor_actions == "mu":
+            assert isinstance(self.critic, GatedCritic)
+            return *self._propose(self.critic, view, states, features), None
+        actions = view.columns["actions"][states].unsqueeze(1)
+        if isinstance(self.critic, ValueCritic):
+            slices = view.slices(states, self.config.margin)
+            after = self._features(self.critic, view, slices.next_slots.flatten(), features)
+            returns = self._returns(slices, after.view_as(slices.next_slots))
+            values = self._features(self.critic, view, states, features).squeeze(-1)
+            return returns.unsqueeze(1), actions, None, values
+        samples, _, probs = self._propose(self.critic, view, states, features)
+        values = losses.backup(samples, "mean", probs=probs)
+        of_states = self._features(self.critic, view, states, features)
+        return self.critic.q_values(of_states, actions), actions, None, values
 
     def _propose(
         self,
@@ -386,13 +460,39 @@ class Learner:
         actions, probs = self.actor.proposals(
             mu, mu.shape[-1] if n == "all" else n, self._generator
         )
-        of_states = self._features(critic, view, states) if features is None else features[states]
+        of_states = self._features(critic, view, states, features)
         return critic.q_values(of_states, actions), actions, probs
 
+    def _all_features(self, view: ReplayView) -> Tensor | None:
+        """The critic's features of every state held; ``None`` if they would not fit."""
+        shape = (view.num_slots, self.critic.num_features)
+        if shape[0] * shape[1] * 4 > MAX_CACHED_FEATURES_BYTES:
+            return None
+        features = torch.empty(shape, device=self._device)
+        held = ((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).nonzero().squeeze(1)
+        features[held] = self._features(self.critic, view, held)
+        return features
+
     @torch.no_grad()
-    def _features(self, critic: GatedCritic, view: ReplayView, slots: Tensor) -> Tensor:
-        obs = self.networks.normalize(view.columns["obs"][slots])
-        return torch.cat([critic.features(tile) for tile in obs.split(1024)])
+    def _features(
+        self, critic: Critic, view: ReplayView, slots: Tensor, known: Tensor | None = None
+    ) -> Tensor:
+        """What the critic makes of the states, ``(k, h)``; looked up where it is ``known``."""
+        if known is not None:
+            return known[slots]
+        tile = max(1, min(1024, MAX_TILE_ELEMENTS // math.prod(view.spec.obs_shape)))
+        return torch.cat(
+            [
+                critic.features(self.networks.normalize(view.observations(some)))
+                for some in slots.split(tile)
+            ]
+        )
+
+    def _inputs(self, view: ReplayView, rows: Tensor) -> Iterator[Tensor]:
+        """What the networks take for each minibatch of ``rows`` ``(steps, batch)`` in turn."""
+        if view.spec.image:  # a chunk of them at once would be gigabytes
+            return (self.networks.normalize(view.observations(each)) for each in rows)
+        return iter(self.networks.normalize(view.observations(rows)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on exactly: plain tensors and numbers."""

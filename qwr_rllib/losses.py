@@ -152,20 +152,23 @@ def advantage_weights(
     max_weight: float = 20.0,
     normalize: bool = True,
     probs: Tensor | None = None,
+    baseline: Tensor | None = None,
 ) -> Tensor:
-    """The actor's regression weights ``min(exp(A / beta), max_weight)`` (paper, Algorithm 2).
+    """The actor's regression weights ``min(exp(A / beta), max_weight)`` (paper, Algorithms 1, 2).
 
-    The advantage ``A_j = Q(s, a_j) - V(s)`` is relative to ``V(s)``, the mean of ``Q`` over the
-    actions (under ``probs`` where they are given).
+    The advantage ``A_j = Q(s, a_j) - V(s)`` is relative to ``V(s)``, by default the mean of ``Q``
+    over the actions (under ``probs`` where they are given).
 
     Args:
-        q_values: ``(..., n)``; the leading dimensions are the minibatch.
+        q_values: ``(..., n)``; the leading dimensions are the minibatch. Instead of ``Q`` it may
+            be another estimate of what an action returns.
         beta: temperature, > 0; large is behaviour cloning, small is greedy.
         max_weight: clip of the weights, > 0.
         normalize: shift and scale the advantages of the whole minibatch to mean 0 and (biased)
             standard deviation 1 first, with 1e-5 added to the latter. Under ``probs`` both
             moments are expectations under ``mu``.
         probs: ``(..., n)``, ``mu(a|s)`` where the n actions are all actions, else ``None``.
+        baseline: ``(...)``, a ``V(s)`` of another origin than these actions.
 
     Returns:
         ``(..., n)``, without gradient.
@@ -174,9 +177,16 @@ def advantage_weights(
     _check_positive("beta", beta)
     _check_positive("max_weight", max_weight)
     q_values = q_values.detach()
-    advantages = q_values - _expectation(q_values, probs).unsqueeze(-1)
+    if baseline is None:
+        baseline = _expectation(q_values, probs)
+    elif baseline.shape != q_values.shape[:-1]:
+        raise ValueError(
+            f"baseline must have the shape {tuple(q_values.shape[:-1])} of q_values without its "
+            f"last dimension, got {tuple(baseline.shape)}"
+        )
+    advantages = q_values - baseline.detach().unsqueeze(-1)
     if normalize:
-        # Each state's advantages have mean 0 already; what is left of the mean is rounding.
+        # Relative to their own mean they have mean 0 already, up to rounding.
         advantages = advantages - _expectation(advantages, probs).mean()
         std = _expectation(advantages.square(), probs).mean().sqrt()
         advantages = advantages / (std + ADVANTAGE_EPS)

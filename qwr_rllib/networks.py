@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from qwr_rllib import losses
 from qwr_rllib.specs import Spec
 
+CriticType = Literal["q", "v"]
+
 HEAD_INIT = 1e-2
+ConvFilter = tuple[int, int | Sequence[int], int]  # filters, kernel, stride
+# Mnih et al., 2013.
+CONV_FILTERS: Sequence[ConvFilter] = ((16, 8, 4), (32, 4, 2))
+CONV_HIDDENS = (256,)
 TILE = 128  # states; with 8 actions and 256 features each, 1 MiB
 OBSERVATION_CLIP = 10.0
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -37,10 +43,55 @@ def mlp(in_features: int, hiddens: Sequence[int], activation: str = "relu") -> n
     return nn.Sequential(*layers)
 
 
+class ImageEncoder(nn.Sequential):
+    """Convolutions with ReLU over images ``(k, channels, height, width)``, then dense layers.
+
+    Args:
+        obs_shape: of one image; its channels are the first axis or the last, whichever is smaller.
+        conv_filters: of each layer the number of filters, the kernel's size (an integer, or height
+            and width) and the stride.
+        hiddens: widths of the dense layers.
+        activation: of the dense layers.
+
+    Raises:
+        ValueError: for an image that is too small for the convolutions, naming both.
+    """
+
+    def __init__(
+        self,
+        obs_shape: Sequence[int],
+        conv_filters: Sequence[ConvFilter],
+        hiddens: Sequence[int],
+        activation: str = "relu",
+    ) -> None:
+        layers: list[nn.Module] = []
+        channels, *size = channels_first(obs_shape)
+        for filters, kernel, stride in conv_filters:
+            height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+            size = [(size[0] - height) // stride + 1, (size[1] - width) // stride + 1]
+            if min(size) < 1:
+                raise ValueError(
+                    f"an image observation must be large enough for model.conv_filters "
+                    f"{[list(each) for each in conv_filters]}, got {tuple(obs_shape)}"
+                )
+            layers += [nn.Conv2d(channels, filters, (height, width), stride), nn.ReLU()]
+            channels = filters
+        super().__init__(
+            *layers, nn.Flatten(), mlp(channels * math.prod(size), hiddens, activation)
+        )
+
+
+def channels_first(obs_shape: Sequence[int]) -> tuple[int, int, int]:
+    """An image's channels, height and width."""
+    first, second, last = obs_shape
+    return (last, first, second) if last < first else (first, second, last)
+
+
 def _glorot(module: nn.Module) -> None:
     """Glorot-uniform weights and zero biases, as in the authors' framework."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(module.weight)
+        assert module.bias is not None
         nn.init.zeros_(module.bias)
 
 
@@ -228,6 +279,7 @@ class GatedCritic(nn.Module):
         self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
         self.apply(_glorot)
         self.head = _small_head(in_features, 1)
+        self.num_features = in_features
         self.q_scale = 1 / (1 - gamma)
 
     def features(self, obs: Tensor) -> Tensor:
@@ -260,18 +312,49 @@ class GatedCritic(nn.Module):
         return torch.cat(values) * self.q_scale
 
 
+class ValueCritic(nn.Module):
+    """``V(s)``: a body and a head that predicts ``(1 - gamma) V`` (paper, Algorithm 1).
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        gamma: discount, in [0, 1).
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, gamma: float):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.head = _small_head(in_features, 1)
+        self.num_features = 1
+        self.q_scale = 1 / (1 - gamma)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """What depends on the state alone, which is all: ``V(s)``, ``(..., 1)``."""
+        return self.head(self.body(obs)) * self.q_scale
+
+    def forward(self, obs: Tensor, actions: Tensor | None = None) -> Tensor:
+        """``(1 - gamma) V(s)``, ``(...)``, whatever the actions."""
+        return self.head(self.body(obs)).squeeze(-1)
+
+
 class QWRNetworks(nn.Module):
     """What one agent consists of; the parts that only the learner needs can be left out.
 
+    Images (:attr:`Spec.image`) go through convolutions, any other observation is flattened to a
+    vector.
+
     Args:
         spec: shapes of observation and action.
-        hiddens: widths of the bodies' layers.
+        hiddens: widths of the bodies' layers for vectors.
         activation: one of :data:`ACTIVATIONS`.
         gamma: discount.
         action_std: of the Gaussian actor.
-        normalize_observations: with a running mean and variance.
+        normalize_observations: with a running mean and variance; images are scaled to [0, 1].
         critic_post_gate_layer: see :class:`GatedCritic`.
+        critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
         with_critic: ``False`` for an agent that only acts.
+        conv_filters: see :class:`ImageEncoder`.
+        conv_hiddens: widths of the dense layers behind the convolutions.
     """
 
     def __init__(
@@ -283,36 +366,54 @@ class QWRNetworks(nn.Module):
         action_std: float = 0.4,
         normalize_observations: bool = True,
         critic_post_gate_layer: bool = False,
+        critic_type: CriticType = "q",
         with_critic: bool = True,
+        conv_filters: Sequence[ConvFilter] = CONV_FILTERS,
+        conv_hiddens: Sequence[int] = CONV_HIDDENS,
     ) -> None:
         super().__init__()
-        self._obs_shape = spec.obs_shape
+        self._spec = spec
 
         def body() -> nn.Module:
+            if spec.image:
+                return ImageEncoder(spec.obs_shape, conv_filters, conv_hiddens, activation)
             return mlp(math.prod(spec.obs_shape), hiddens, activation)
 
-        width = hiddens[-1]
+        width = (conv_hiddens if spec.image else hiddens)[-1]
         self.normalizer: nn.Module = nn.Identity()
-        if normalize_observations:
+        if normalize_observations and not spec.image:
             self.normalizer = ObservationNormalizer(spec.obs_shape)
         self.actor: GaussianActor | CategoricalActor
         if spec.discrete:
             self.actor = CategoricalActor(body(), width, spec.action_dim)
         else:
             self.actor = GaussianActor(body(), width, spec.action_dim, action_std)
-        self.critic: GatedCritic | None = None
-        if with_critic:
+        self.critic: GatedCritic | ValueCritic | None = None
+        if with_critic and critic_type == "v":
+            self.critic = ValueCritic(body(), width, gamma)
+        elif with_critic:
             self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """Raw observations ``(..., *obs_shape)`` to the vectors that actor and critic take."""
-        scaled = self.normalizer(obs.float())
-        batch = obs.shape[: obs.dim() - len(self._obs_shape)]
-        return scaled.reshape(*batch, math.prod(self._obs_shape))
+        """Raw observations ``(..., *obs_shape)`` to what actor and critic take.
+
+        Vectors become ``(..., features)``, images ``(k, channels, height, width)`` in [0, 1].
+        """
+        shape = self._spec.obs_shape
+        if self._spec.image:
+            images = obs.reshape(-1, *shape)
+            if channels_first(shape) != tuple(shape):
+                images = images.permute(0, 3, 1, 2)
+            # In this layout a CPU convolves twice as fast.
+            images = images.to(torch.float32, memory_format=torch.channels_last)
+            return images.mul_(1 / 255)
+        batch = obs.shape[: obs.dim() - len(shape)]
+        return self.normalizer(obs.float()).reshape(*batch, math.prod(shape))
 
     def behaviour(self, obs: Tensor) -> Tensor:
         """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""
-        return self.actor(self.normalize(obs))
+        batch = obs.shape[: obs.dim() - len(self._spec.obs_shape)]
+        return self.actor(self.normalize(obs)).reshape(*batch, self._spec.action_dim)
 
     def acting_state(self) -> dict[str, Any]:
         """The tensors that acting needs: of the actor and the normaliser, on the CPU."""

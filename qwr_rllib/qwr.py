@@ -19,11 +19,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.policy.policy import Policy
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.annotations import override
@@ -41,11 +43,13 @@ from ray.util.scheduling_strategies import (
 )
 
 from qwr_rllib import losses
+from qwr_rllib.envs import ATARI, AtariConfig, frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import ACTIVATIONS
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config
+from qwr_rllib.offline import OfflineConfig, load
+from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
 from qwr_rllib.replay.actor import Receipt, ReplayActor
-from qwr_rllib.replay.storage import memory_bytes
+from qwr_rllib.replay.storage import ReplayStorage, memory_bytes
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.rollouts import Failure, collect
 from qwr_rllib.versions import versions
@@ -97,6 +101,9 @@ class QWRConfig(AlgorithmConfig):
         self.critic_post_gate_layer = False
         self.max_refused_fraction = 0.1
         self.learner_threads: int | Literal["auto"] = "auto"
+        self.frame_stack: int | Literal["auto"] = "auto"
+        self.reward_clip: float | None = None
+        self.offline: dict[str, Any] | None = None
 
         self.num_env_runners = 1
         self.framework_str = "torch"
@@ -108,6 +115,8 @@ class QWRConfig(AlgorithmConfig):
         # RLlib's preprocessor ends the run on an observation outside its space (a NaN is one); here
         # the replay refuses the row. A Box needs no preprocessing.
         self._disable_preprocessor_api = True
+        # RLlib would wrap Atari games a second time and clip the returns that it reports.
+        self.preprocessor_pref = None
         self.model |= {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True
@@ -121,6 +130,8 @@ class QWRConfig(AlgorithmConfig):
         n_critic_steps: int = NotProvided,
         n_actor_steps: int = NotProvided,
         target_update_freq: int = NotProvided,
+        critic_type: Literal["q", "v"] = NotProvided,
+        actor_actions: Literal["mu", "replay"] = NotProvided,
         n_action_samples: int | Literal["all"] = NotProvided,
         margin: int = NotProvided,
         lambda_: float = NotProvided,
@@ -139,6 +150,9 @@ class QWRConfig(AlgorithmConfig):
         max_refused_fraction: float = NotProvided,
         compile: bool | Literal["auto"] = NotProvided,
         learner_threads: int | Literal["auto"] = NotProvided,
+        frame_stack: int | Literal["auto"] = NotProvided,
+        reward_clip: float | None = NotProvided,
+        offline: dict[str, Any] | None = NotProvided,
         **kwargs,
     ) -> QWRConfig:
         """Sets the training related configuration; see SPEC's sources in ``docs/algorithm.md``.
@@ -148,6 +162,9 @@ class QWRConfig(AlgorithmConfig):
             n_critic_steps: Critic minibatches per iteration.
             n_actor_steps: Actor minibatches per iteration.
             target_update_freq: Critic steps between syncs of the target network.
+            critic_type: "q" for Q(s, a), "v" for V(s), which needs ``actor_actions="replay"``.
+            actor_actions: The actions that the actor considers: samples of "mu" (QWR), or the one
+                in the "replay" (AWR with V(s), AWAC with Q(s, a)).
             n_action_samples: Actions of mu considered at a state. Discrete actions are all
                 enumerated, weighted by mu, where this covers them or with "all".
             margin: The longest return mixed into a target (T).
@@ -168,13 +185,21 @@ class QWRConfig(AlgorithmConfig):
             replay_capacity: Environment steps kept in the replay.
             normalize_observations: By running mean and variance inside the network.
             critic_post_gate_layer: One more hidden layer behind the critic's gate.
+            offline: Train on logged data: ``{"dataset": ...}``, a Minari data set's id or path or
+                RLlib's recorded output, and what else
+                :class:`~qwr_rllib.offline.OfflineConfig` has.
             max_refused_fraction: The run fails when more than this share of an iteration's rows
                 is refused by the replay (NaN, wrong shapes).
             compile: ``torch.compile`` the regressions; "auto" does on a GPU.
             learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main
                 process and of the rollout workers, which rest meanwhile.
+            frame_stack: Observations are this many frames along their first axis, of which the
+                replay keeps one each; "auto" is what the package's own environments have, else 1.
+            reward_clip: Rewards are clipped to this absolute value in the replay; the returns
+                that are reported are not.
             **kwargs: RLlib's own: ``gamma``, ``train_batch_size``, ``grad_clip`` (global norm),
-                ``model`` (``fcnet_hiddens`` and ``fcnet_activation``).
+                ``model`` (``fcnet_hiddens`` and ``fcnet_activation`` for vectors, ``conv_filters``
+                and ``post_fcnet_hiddens`` for images).
 
         Returns:
             This updated config.
@@ -224,8 +249,14 @@ class QWRConfig(AlgorithmConfig):
         for name in ("normalize_observations", "critic_post_gate_layer"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        if self.learner_threads != "auto":
-            _require_number("learner_threads", self.learner_threads, 1, None, whole=True)
+        for name in ("learner_threads", "frame_stack"):
+            if getattr(self, name) != "auto":
+                _require_number(name, getattr(self, name), 1, None, whole=True)
+        self.offline_config()
+        if self.reward_clip is not None:
+            _require_number("reward_clip", self.reward_clip, 0, None)
+        if self.env == ATARI:
+            AtariConfig.from_dict(self.env_config)
         if self.replay_capacity < self.n_interactions:
             raise ValueError(
                 f"replay_capacity must be >= n_interactions ({self.n_interactions}), "
@@ -251,9 +282,10 @@ class QWRConfig(AlgorithmConfig):
             )
         if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
             raise ValueError(f"batch_mode must be 'truncate_episodes', got {self.batch_mode!r}")
-        hiddens = self.model.get("fcnet_hiddens")
-        if not hiddens or not all(isinstance(width, int) and width > 0 for width in hiddens):
-            raise ValueError(f"model.fcnet_hiddens must be a list of integers > 0, got {hiddens!r}")
+        for name in ("fcnet_hiddens", "post_fcnet_hiddens"):
+            widths = self.model.get(name) or [256]
+            if not all(isinstance(width, int) and width > 0 for width in widths):
+                raise ValueError(f"model.{name} must be a list of integers > 0, got {widths!r}")
         if self.model.get("fcnet_activation") not in ACTIVATIONS:
             raise ValueError(
                 f"model.fcnet_activation must be one of {', '.join(ACTIVATIONS)}, "
@@ -262,6 +294,49 @@ class QWRConfig(AlgorithmConfig):
         if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
             raise ValueError("QWR runs on RLlib's old API stack; leave api_stack() as it is")
         super().validate()
+
+    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        """Checks that there are networks for an environment's spaces.
+
+        Raises:
+            ValueError: naming the space.
+        """
+        networks_of(spec_of(observation_space, action_space, frame_stack_of(self)), self)
+
+    def offline_config(self) -> OfflineConfig | None:
+        """The checked ``offline``; ``None`` where all data is collected.
+
+        Raises:
+            ValueError: naming the key, the value and what is allowed.
+        """
+        return None if self.offline is None else OfflineConfig.from_dict(self.offline)
+
+    def load_offline(self, env: gym.Env) -> ReplayStorage | None:
+        """A store with the logged data of ``offline``; ``None`` where all data is collected.
+
+        Raises:
+            ValueError: see :func:`qwr_rllib.offline.load`.
+            ModuleNotFoundError: if Minari is needed and not installed.
+        """
+        offline = self.offline_config()
+        if offline is None:
+            return None
+        return load(
+            offline,
+            env,
+            spec_of(env.observation_space, env.action_space, frame_stack_of(self)),
+            self.replay_capacity,
+            self.margin,
+            self.normalize_actions,
+            self.reward_clip,
+        )
+
+    @override(AlgorithmConfig)
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        config = super().get_evaluation_config_object()
+        if config is not None and self.env == ATARI:
+            config.env_config = self.env_config | config.env_config | {"evaluation": True}
+        return config
 
     @override(AlgorithmConfig)
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
@@ -311,6 +386,7 @@ class QWR(Algorithm):
         self._learner_metrics: dict[str, float] = {}
         self._replay_metrics: dict[str, int] = {}
         self._versions = versions()
+        self._num_rows_offline = 0  # of those inserted into the replay
 
     def _check_memory(self, policy: QWRTorchPolicy) -> None:
         """Says what the replay and its view take, and refuses what this node does not have."""
@@ -353,8 +429,14 @@ class QWR(Algorithm):
                 "this algorithm was restored without its replay, which Algorithm.from_checkpoint "
                 "does not know of: use QWR.from_checkpoint or Algorithm.restore"
             )
-        with self._timers[SAMPLE_TIMER]:
-            self._collect()
+        offline = self.config.offline_config()
+        if offline is not None and not self.view.num_rows:
+            self._fill()
+        if offline is None or (
+            offline.iterations is not None and self.iteration >= offline.iterations
+        ):
+            with self._timers[SAMPLE_TIMER]:
+                self._collect()
         with self._timers[UPDATE_VIEW_TIMER]:
             self._update_view()
         with self._timers[CRITIC_TIMER]:
@@ -385,6 +467,15 @@ class QWR(Algorithm):
             "replay": self._replay_metrics,
             "versions": self._versions,
         }
+
+    def _fill(self) -> None:
+        """Fills the replay with the logged data."""
+        _, creator = self._get_env_id_and_creator(self.config.env, self.config)
+        with contextlib.closing(creator(EnvContext(self.config.env_config, 0))) as env:
+            storage = self.config.load_offline(env)
+        self._num_rows_offline = storage.num_rows_inserted_lifetime
+        refused = {"num_rows_refused_lifetime": np.array(0)}
+        ray.get(self.replay.load.remote(storage.state_arrays() | refused))
 
     def _collect(self) -> None:
         """Collects ``n_interactions`` rows; what a lost worker owes is asked of the others."""
@@ -430,10 +521,12 @@ class QWR(Algorithm):
             ]
         )
         new = self.view.update(changes)
-        self.learner.observe(self.view.columns["obs"][new])
+        if not self.view.spec.image:  # which have no statistics
+            self.learner.observe(self.view.observations(new))
         steps = (
             self._replay_metrics["num_rows_inserted_lifetime"]
             + self._replay_metrics["num_rows_refused_lifetime"]
+            - self._num_rows_offline
         )
         self._counters[NUM_ENV_STEPS_SAMPLED] = steps
         self._counters[NUM_AGENT_STEPS_SAMPLED] = steps
@@ -498,17 +591,19 @@ class QWR(Algorithm):
     @override(Algorithm)
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {
+            "num_rows_offline": self._num_rows_offline,
             "random_states": {
                 "python": random.getstate(),
                 "numpy": np.random.get_state(),
                 "torch": torch.get_rng_state(),
-            }
+            },
         }
 
     @override(Algorithm)
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._check_compatible(state)
         super().__setstate__(state)
+        self._num_rows_offline = state.get("num_rows_offline", 0)
         states = state["random_states"]
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])

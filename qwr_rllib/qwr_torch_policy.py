@@ -17,9 +17,11 @@ from ray.rllib.policy.view_requirement import ViewRequirement
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
-from qwr_rllib import losses
+from qwr_rllib.envs import frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import GaussianActor, QWRNetworks
+from qwr_rllib.networks import CONV_FILTERS, CONV_HIDDENS, GaussianActor, QWRNetworks
+from qwr_rllib.replay.storage import Fragment, ReplayStorage
+from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
 
 # What is collected of an environment step; RLlib drops what no view requirement names.
@@ -33,10 +35,11 @@ COLLECTED = (
     SampleBatch.EPS_ID,
     SampleBatch.T,
 )
+NEXT_INFOS = "next_infos"
 
 
-def spec_of(observation_space: gym.Space, action_space: gym.Space) -> Spec:
-    """The shapes of an environment's (preprocessed) spaces.
+def spec_of(observation_space: gym.Space, action_space: gym.Space, frame_stack: int = 1) -> Spec:
+    """The shapes of an environment's spaces.
 
     Raises:
         ValueError: for spaces that QWR cannot work with, naming them.
@@ -46,12 +49,18 @@ def spec_of(observation_space: gym.Space, action_space: gym.Space) -> Spec:
     dtype = observation_space.dtype
     assert dtype is not None
     obs_dtype = "uint8" if dtype == np.uint8 else "float32"
+    shape = observation_space.shape
+    if frame_stack > 1 and (len(shape) < 2 or shape[0] != frame_stack):
+        raise ValueError(
+            f"frame_stack must be the first of an observation's axes, got {frame_stack} for "
+            f"observations of shape {shape}"
+        )
     if isinstance(action_space, gym.spaces.Discrete):
         if action_space.start != 0:
             raise ValueError(f"QWR needs discrete actions that start at 0, got {action_space}")
-        return Spec(observation_space.shape, obs_dtype, int(action_space.n), discrete=True)
+        return Spec(shape, obs_dtype, int(action_space.n), True, frame_stack)
     if isinstance(action_space, gym.spaces.Box):
-        return Spec(observation_space.shape, obs_dtype, int(np.prod(action_space.shape)), False)
+        return Spec(shape, obs_dtype, int(np.prod(action_space.shape)), False, frame_stack)
     raise ValueError(f"QWR needs a Box or Discrete action space, got {action_space}")
 
 
@@ -110,7 +119,7 @@ class QWRTorchPolicy(TorchPolicyV2):
     def __init__(
         self, observation_space: gym.Space, action_space: gym.Space, config: dict[str, Any]
     ) -> None:
-        self.spec = spec_of(observation_space, action_space)
+        self.spec = spec_of(observation_space, action_space, frame_stack_of(config))
         self.learner: Learner | None = None
         super().__init__(observation_space, action_space, config, max_seq_len=1)
         defaults = self._get_default_view_requirements()
@@ -118,7 +127,8 @@ class QWRTorchPolicy(TorchPolicyV2):
             SampleBatch.ACTION_DIST_INPUTS: ViewRequirement(
                 space=gym.spaces.Box(-np.inf, np.inf, (self.spec.action_dim,)),
                 used_for_compute_actions=False,
-            )
+            ),
+            NEXT_INFOS: ViewRequirement(SampleBatch.INFOS, shift=1),
         }
         for name, requirement in self.view_requirements.items():
             requirement.used_for_compute_actions = name == SampleBatch.OBS
@@ -132,23 +142,14 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def make_model_and_action_dist(self) -> tuple[ModelV2, type]:
-        config = self.config
-        model_config = config["model"]
-        networks = QWRNetworks(
-            self.spec,
-            hiddens=model_config["fcnet_hiddens"],
-            activation=model_config["fcnet_activation"],
-            gamma=config["gamma"],
-            action_std=config["action_std"],
-            normalize_observations=config["normalize_observations"],
-            critic_post_gate_layer=config["critic_post_gate_layer"],
-            with_critic=not config.get("worker_index"),
+        networks = networks_of(
+            self.spec, self.config, with_critic=not self.config.get("worker_index")
         )
         model = QWRTorchModel(
             self.observation_space,
             self.action_space,
             self.spec.action_dim,
-            model_config,
+            self.config["model"],
             networks,
         )
         return model, TorchCategorical if self.spec.discrete else ConstantStdGaussian
@@ -192,44 +193,43 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:
-        """QWR's critic and actor loss on single transitions (margin 1), for inspection.
+        """The critic's and the actor's loss on single transitions (margin 1), for inspection.
 
         Training goes through :attr:`learner`, which has multi-step targets; a policy without
         one has no critic.
         """
         assert self.learner is not None, "only the local worker's policy can compute losses"
-        learner, config = self.learner, self.learner.config
-        n = self.spec.action_dim if config.n_action_samples == "all" else config.n_action_samples
-
-        def values(critic, obs, params):
-            actions, probs = learner.actor.proposals(params, n)
-            features = critic.features(self.networks.normalize(obs))
-            return critic.q_values(features, actions), actions, probs
-
-        obs, next_obs = train_batch[SampleBatch.OBS], train_batch[SampleBatch.NEXT_OBS]
-        with torch.no_grad():
-            next_params = self.networks.behaviour(next_obs)
-            q_next, _, next_probs = values(learner.target_critic, next_obs, next_params)
-            scale = losses.spread(q_next, config.q_spread, (0, 1), next_probs)
-            backup = scale * losses.backup(
-                q_next / scale, config.backup, config.backup_temperature, next_probs
-            ).reshape(-1)
-            terminated = train_batch[SampleBatch.TERMINATEDS].float()
-            targets = train_batch[SampleBatch.REWARDS] + config.gamma * (1 - terminated) * backup
-            mu = train_batch[SampleBatch.ACTION_DIST_INPUTS]
-            q_values, actions, probs = values(learner.critic, obs, mu)
-            weights = losses.advantage_weights(
-                q_values, config.beta, config.max_weight, config.normalize_advantages, probs
+        batch = {
+            name: torch.as_tensor(train_batch[name]).detach().cpu().numpy()
+            for name in (*self.spec.columns, SampleBatch.NEXT_OBS)
+        }
+        next_mu = self.behaviour(batch[SampleBatch.NEXT_OBS])
+        storage = ReplayStorage(self.spec, 10 * len(next_mu))  # room for a tail of each row
+        for i, terminated in enumerate(batch[SampleBatch.TERMINATEDS]):
+            states = 1 if terminated else 2
+            mu = batch[SampleBatch.ACTION_DIST_INPUTS][i]
+            obs = np.stack([batch[SampleBatch.OBS][i], batch[SampleBatch.NEXT_OBS][i]])[:states]
+            context = None
+            if self.spec.frame_stack > 1:
+                context, obs = obs[0, :-1], obs[:, -1]
+            storage.add(
+                Fragment(
+                    episode=i,
+                    start=0,
+                    obs=obs,
+                    action_dist_inputs=np.stack([mu, next_mu[i]])[:states],
+                    actions=batch[SampleBatch.ACTIONS][i : i + 1].reshape(
+                        1, *self.spec.action_shape
+                    ),
+                    rewards=batch[SampleBatch.REWARDS][i : i + 1],
+                    terminated=bool(terminated),
+                    done=True,
+                    context=context,
+                )
             )
-        predicted = learner.critic(self.networks.normalize(obs), train_batch[SampleBatch.ACTIONS])
-        params = self.networks.behaviour(obs).unsqueeze(-2)
-        log_probs = learner.actor.log_prob(params.expand(*actions.shape[:2], -1), actions)
-        if probs is not None:
-            weights = weights * probs * probs.shape[-1]
-        return [
-            losses.critic_loss(predicted, targets / learner.critic.q_scale),
-            losses.actor_loss(log_probs, weights),
-        ]
+        view = ReplayView(self.spec, storage.capacity, self.device)
+        view.update(storage.changes())
+        return list(self.learner.losses(view, view.rows))
 
     @override(Policy)
     def learn_on_batch(self, samples: SampleBatch) -> dict[str, Any]:
@@ -263,6 +263,24 @@ class QWRTorchPolicy(TorchPolicyV2):
         )
         if self.learner is not None and "learner" in state:
             self.learner.load_state_dict(state["learner"])
+
+
+def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetworks:
+    """The networks that a :class:`~qwr_rllib.qwr.QWRConfig` or its dict asks for."""
+    model = config["model"]
+    return QWRNetworks(
+        spec,
+        hiddens=model["fcnet_hiddens"],
+        activation=model["fcnet_activation"],
+        gamma=config["gamma"],
+        action_std=config["action_std"],
+        normalize_observations=config["normalize_observations"],
+        critic_post_gate_layer=config["critic_post_gate_layer"],
+        critic_type=config["critic_type"],
+        with_critic=with_critic,
+        conv_filters=model["conv_filters"] or CONV_FILTERS,
+        conv_hiddens=model["post_fcnet_hiddens"] or CONV_HIDDENS,
+    )
 
 
 def learner_config(config: Any) -> LearnerConfig:

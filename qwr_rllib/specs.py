@@ -20,6 +20,19 @@ class Spec:
     action_dim: int
     """Dimensions of a continuous action, or the number of discrete actions."""
     discrete: bool
+    frame_stack: int = 1
+    """Above 1, an observation is this many consecutive frames along its first axis, the newest
+    last; the replay keeps each frame once and stacks again."""
+
+    @property
+    def image(self) -> bool:
+        """Whether the observation is an image (uint8, three axes) and not a vector."""
+        return self.obs_dtype == "uint8" and len(self.obs_shape) == 3
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """What the replay keeps of one observation."""
+        return self.obs_shape if self.frame_stack == 1 else self.obs_shape[1:]
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -33,10 +46,12 @@ class Spec:
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each replay column, by RLlib's column names.
 
+        ``obs`` is one frame where observations are stacks of them.
+
         ``action_dist_inputs`` are the parameters of ``mu``: the Gaussian's mean, or the logits.
         """
         return {
-            "obs": (self.obs_shape, np.dtype(self.obs_dtype)),
+            "obs": (self.frame_shape, np.dtype(self.obs_dtype)),
             "actions": (self.action_shape, np.dtype(self.action_dtype)),
             "rewards": ((), np.dtype("float32")),
             "terminateds": ((), np.dtype("bool")),

@@ -12,6 +12,7 @@ from qwr_rllib.specs import Spec
 
 CONTINUOUS = Spec(obs_shape=(2,), obs_dtype="float32", action_dim=1, discrete=False)
 DISCRETE = Spec(obs_shape=(2,), obs_dtype="float32", action_dim=3, discrete=True)
+STACKED = dataclasses.replace(DISCRETE, obs_shape=(3, 2), frame_stack=3)
 
 
 def fragment(
@@ -24,14 +25,15 @@ def fragment(
 ) -> Fragment:
     """Steps ``start`` to ``stop`` of an episode; ``end`` is "terminated", "truncated" or "".
 
-    Observation ``(episode, t)``, action ``t + 0.5`` (discrete: ``t`` modulo the actions), reward
-    ``t + 1``, all parameters of mu ``-t``.
+    Observation (or newest frame) ``(episode, t)``, action ``t + 0.5`` (discrete: ``t`` modulo the
+    actions), reward ``t + 1``, all parameters of mu ``-t``.
     """
     times = np.arange(start, stop)
     states = np.arange(start, stop + (end != "terminated"))
     actions: np.ndarray = times % spec.action_dim
     if not spec.discrete:
         actions = np.repeat(times[:, None] + 0.5, spec.action_dim, 1).astype(np.float32)
+    context = np.arange(start - spec.frame_stack + 1, start).clip(0)
     made = Fragment(
         episode=episode,
         start=start,
@@ -41,6 +43,7 @@ def fragment(
         rewards=(times + 1).astype(np.float32),
         terminated=end == "terminated",
         done=end != "",
+        context=np.stack([np.full(len(context), episode), context], 1).astype(np.float32),
     )
     return dataclasses.replace(made, **columns)
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from qwr_rllib import losses
 from qwr_rllib.gradients import (
-    ActorGradient,
     AutogradGradient,
     CriticGradient,
+    DenseGradient,
     gradient_of,
 )
 from qwr_rllib.networks import QWRNetworks
@@ -60,14 +60,14 @@ def test_gaussian_actor():
     actor = networks(discrete=False).actor
     nn.init.normal_(actor.head.weight)
     regression = actor.regression(torch.randn(BATCH, 4, 3), torch.rand(BATCH, 4), None)
-    both(actor, actor.regression_loss, [torch.randn(BATCH, 5)], regression, ActorGradient)
+    both(actor, actor.regression_loss, [torch.randn(BATCH, 5)], regression, DenseGradient)
 
 
 def test_categorical_actor():
     actor = networks(discrete=True).actor
     nn.init.normal_(actor.head.weight)
     regression = actor.regression(torch.randint(3, (BATCH, 4)), torch.rand(BATCH, 4), None)
-    both(actor, actor.regression_loss, [torch.randn(BATCH, 5)], regression, ActorGradient)
+    both(actor, actor.regression_loss, [torch.randn(BATCH, 5)], regression, DenseGradient)
 
 
 def test_batches_of_changing_size():

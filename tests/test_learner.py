@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import io
 import math
 
@@ -13,6 +14,7 @@ from qwr_rllib.learner import Learner, LearnerConfig, NonFiniteLossError
 from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.specs import Spec
 
 SMALL = {"train_batch_size": 16, "n_critic_steps": 7, "n_actor_steps": 7, "target_update_freq": 3}
 FAST = {"critic_lr": 1e-2, "actor_lr": 1e-2}
@@ -58,6 +60,20 @@ def episodes(spec, ends=ENDS):
                 action_dist_inputs=rng.normal(0, 1, (states, spec.action_dim)).astype(np.float32),
             )
         )
+    return made
+
+
+PICTURES = Spec((3, 20, 20), "uint8", action_dim=3, discrete=True, frame_stack=3)
+
+
+def films():
+    """Episodes of random frames, whose first two pixels name the row."""
+    rng = np.random.default_rng(1)
+    made = []
+    for each in episodes(DISCRETE):
+        frames = rng.integers(0, 256, (len(each.obs), 20, 20), np.uint8)
+        frames[:, 0, :2] = each.obs
+        made.append(dataclasses.replace(each, obs=frames, context=frames[[0, 0]]))
     return made
 
 
@@ -111,7 +127,7 @@ class PlainQWR:
         self.networks = copy.deepcopy(learner.networks)
         self.spec = view.spec
         self.data = {each.episode: each for each in fragments}
-        self.drawn = iter(view.columns["obs"][view.script].int().tolist())
+        self.drawn = iter(view.columns["obs"][view.script].flatten(1)[:, :2].int().tolist())
         self.critic_losses, self.targets, self.q_values = [], [], []
         self.actor_losses, self.used_weights = [], []
 
@@ -119,7 +135,11 @@ class PlainQWR:
         return [next(self.drawn) for _ in range(self.config.train_batch_size)]
 
     def obs(self, episode, t):
-        return self.networks.normalize(torch.from_numpy(self.data[episode].obs[t]))
+        frames = self.data[episode].obs
+        if self.spec.frame_stack == 1:
+            return self.networks.normalize(torch.from_numpy(frames[t]))
+        stack = [frames[max(0, t - age)] for age in range(self.spec.frame_stack - 1, -1, -1)]
+        return self.networks.normalize(torch.from_numpy(np.stack(stack)))[0]
 
     def proposals(self, episode, t):
         """Actions at a state and their probabilities."""
@@ -132,7 +152,7 @@ class PlainQWR:
     def values(self, critic, episode, t):
         actions, probs = self.proposals(episode, t)
         with torch.no_grad():
-            q_values = critic(self.obs(episode, t).expand(len(actions), -1), actions)
+            q_values = critic(torch.stack([self.obs(episode, t)] * len(actions)), actions)
         return q_values / (1 - self.config.gamma), probs
 
     def backup(self, q_values, probs, scale):
@@ -208,7 +228,7 @@ class PlainQWR:
             weights = torch.exp(advantages / config.beta).clamp(max=config.max_weight)
             loss = torch.zeros(())
             for (e, t), p, w in zip(minibatch, probs, weights, strict=True):
-                params = actor(self.obs(e, t))
+                params = actor(self.obs(e, t).unsqueeze(0)).squeeze(0)
                 if self.spec.discrete:
                     policy = torch.distributions.Categorical(logits=params)
                 else:
@@ -277,6 +297,20 @@ def test_training_is_algorithm_2(spec, kwargs):
 def test_training_of_any_network_is_algorithm_2(spec, kwargs):
     learner, view = scripted(spec, networks_for(spec, **kwargs), margin=1)
     plain = PlainQWR(learner, view, episodes(spec))
+    learner.train(view)
+    plain.train_critic()
+    plain.train_actor()
+    for name, value in plain.networks.named_parameters():
+        torch.testing.assert_close(
+            learner.networks.get_parameter(name), value, rtol=1e-3, atol=1e-4
+        )
+
+
+def test_training_on_images_is_algorithm_2(monkeypatch):
+    monkeypatch.setattr(learner_module, "MAX_TILE_ELEMENTS", 3 * 20 * 20 * 5)  # five at once
+    networks = networks_for(PICTURES, conv_filters=[[4, 8, 4], [8, 4, 2]], conv_hiddens=[16])
+    learner, view = scripted(PICTURES, networks, films())
+    plain = PlainQWR(learner, view, films())
     learner.train(view)
     plain.train_critic()
     plain.train_actor()

@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from qwr_rllib import losses
 from qwr_rllib.networks import (
     CategoricalActor,
     GatedCritic,
     GaussianActor,
+    ImageEncoder,
     ObservationNormalizer,
     QWRNetworks,
 )
@@ -313,9 +315,10 @@ def test_activations(activation):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((), "float32"), ((2, 3), "float32"), ((2, 2, 2), "uint8")]
+    ("shape", "dtype"),
+    [((), "float32"), ((2, 3), "float32"), ((2, 2, 2), "float32"), ((6,), "uint8")],
 )
-def test_observations_that_are_no_vectors_are_flattened(shape, dtype):
+def test_observations_that_are_neither_vectors_nor_images_are_flattened(shape, dtype):
     spec = Spec(obs_shape=shape, obs_dtype=dtype, action_dim=4, discrete=True)
     networks = QWRNetworks(spec, hiddens=(8, 8))
     obs = torch.randint(0, 256, (5, 3, *shape)).to(getattr(torch, dtype))
@@ -326,3 +329,87 @@ def test_observations_that_are_no_vectors_are_flattened(shape, dtype):
     torch.testing.assert_close(networks.behaviour(obs), networks.actor(networks.normalize(obs)))
     assert networks.behaviour(obs).shape == (5, 3, 4)
     assert networks.behaviour(obs[:0]).shape == (0, 3, 4)
+
+
+# Images
+
+IMAGES = Spec(obs_shape=(2, 24, 20), obs_dtype="uint8", action_dim=4, discrete=True)
+
+
+def test_the_convolutions_of_2013_on_an_atari_observation():
+    spec = Spec(obs_shape=(4, 84, 84), obs_dtype="uint8", action_dim=6, discrete=True)
+    body = QWRNetworks(spec).actor.body
+    shapes = [tuple(parameter.shape) for parameter in body.parameters() if parameter.dim() > 1]
+    # 84 -> (84 - 8) / 4 + 1 = 20 -> (20 - 4) / 2 + 1 = 9
+    assert shapes == [(16, 4, 8, 8), (32, 16, 4, 4), (256, 32 * 9 * 9)]
+
+
+def test_encoder_equals_a_naive_convolution():
+    encoder = spoil_init(ImageEncoder((1, 3, 4), [(2, 2, 1)], [5]))
+    (conv, _, _, dense) = encoder
+    image = torch.randn(1, 3, 4)
+    naive = torch.zeros(2, 2, 3)
+    for f in range(2):
+        for y in range(2):
+            for x in range(3):
+                patch = image[0, y : y + 2, x : x + 2]
+                naive[f, y, x] = (conv.weight[f, 0] * patch).sum() + conv.bias[f]
+    expected = (dense[0].weight @ naive.relu().flatten() + dense[0].bias).relu()
+    torch.testing.assert_close(encoder(image[None])[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_are_scaled_and_their_channels_found():
+    first = torch.randint(0, 256, (5, 2, 24, 20), dtype=torch.uint8)
+    scaled = QWRNetworks(IMAGES).normalize(first)
+    torch.testing.assert_close(scaled, first.float() / 255)
+    last = Spec(obs_shape=(24, 20, 2), obs_dtype="uint8", action_dim=4, discrete=True)
+    torch.testing.assert_close(QWRNetworks(last).normalize(first.permute(0, 2, 3, 1)), scaled)
+
+
+def test_image_networks_keep_leading_dimensions_and_have_no_normaliser():
+    networks = QWRNetworks(IMAGES)
+    obs = torch.randint(0, 256, (3, 5, 2, 24, 20), dtype=torch.uint8)
+    params = networks.behaviour(obs)
+    assert params.shape == (3, 5, 4)
+    torch.testing.assert_close(params[1, 2], networks.behaviour(obs[1, 2]))
+    assert not any("normalizer" in name for name in networks.state_dict())
+
+
+def test_one_pass_of_the_body_gives_q_of_all_actions():
+    critic = spoil_init(QWRNetworks(IMAGES).critic)
+    obs, actions = torch.rand(3, 2, 24, 20), torch.arange(4).expand(3, 4)
+    q_values = critic.q_values(critic.features(obs), actions)
+    for j in range(4):
+        expected = critic(obs, actions[:, j]) * critic.q_scale
+        torch.testing.assert_close(q_values[:, j], expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_too_small_for_the_convolutions_is_named():
+    spec = Spec(obs_shape=(3, 24, 19), obs_dtype="uint8", action_dim=4, discrete=True)
+    with pytest.raises(ValueError, match=r"large enough for model.conv_filters.*\(3, 24, 19\)"):
+        QWRNetworks(spec)
+    QWRNetworks(spec, conv_filters=[[8, [4, 3], 2]])
+
+
+def test_enumerated_and_sampled_actions_agree_in_expectation():
+    """The same backup and weights, with all actions under mu as with many samples of it."""
+    torch.manual_seed(1)
+    actor, critic = QWRNetworks(IMAGES).actor, spoil_init(QWRNetworks(IMAGES, gamma=0.0).critic)
+    features = critic.features(torch.rand(1, 2, 24, 20))
+    features = features / features.std()
+    mu = torch.tensor([[1.0, 0.0, -1.0, 0.5]])
+    exact = {}
+    for n in (4, 3):
+        wide = mu.expand(40_000, 4) if n == 3 else mu
+        actions, probs = actor.proposals(wide, n)
+        assert (probs is None) == (n == 3)
+        q_values = critic.q_values(features.expand(len(wide), -1), actions)
+        if probs is None:
+            # 3 samples of each of 40,000 equal states are 120,000 of one state.
+            q_values, actions = q_values.view(1, -1), actions.reshape(1, -1)
+        for operator in ("mean", "max", "logsumexp"):
+            value = losses.backup(q_values, operator, 0.7, probs)
+            torch.testing.assert_close(value, exact.setdefault(operator, value), rtol=0.02, atol=0)
+        weights = losses.advantage_weights(q_values, probs=probs)
+        targets = losses.categorical_regression(actions, weights, 4, probs)
+        torch.testing.assert_close(targets, exact.setdefault("targets", targets), rtol=0, atol=0.02)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import CONTINUOUS, DISCRETE, filled, fragment, slot_of
+from helpers import CONTINUOUS, DISCRETE, STACKED, filled, fragment, slot_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +28,18 @@ def assert_mirrors(view: ReplayView, storage: ReplayStorage) -> None:
     np.testing.assert_array_equal(view.rows, np.flatnonzero(kind == Slot.ROW))
     assert view.num_rows == storage.num_rows
     assert (view.uid, view.version) == (storage.uid, storage.version)
+    assert_stacked(view)
+
+
+def assert_stacked(view: ReplayView) -> None:
+    """An observation has the frames before it, the episode's first one repeated."""
+    states = torch.nonzero((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).squeeze(1)
+    observations = view.observations(states)
+    names = view.columns["obs"][states].int().tolist()
+    for (episode, t), observation in zip(names, observations, strict=True):
+        ages = range(view.spec.frame_stack - 1, -1, -1)
+        expected = [[episode, max(t - age, 0)] for age in ages]
+        assert observation.reshape(-1, 2).tolist() == expected
 
 
 # Each step adds the next rows of an episode, and may end it or bring the view up to date.
@@ -42,7 +54,7 @@ ADDITIONS = st.lists(
 )
 
 
-@given(ADDITIONS, st.sampled_from([8, 30, 500]), st.sampled_from([CONTINUOUS, DISCRETE]))
+@given(ADDITIONS, st.sampled_from([8, 30, 500]), st.sampled_from([DISCRETE, STACKED]))
 def test_view_mirrors_the_storage(additions, capacity, spec):
     storage, view = ReplayStorage(spec, capacity), ReplayView(spec, capacity)
     position: dict[int, tuple[int, int]] = {}  # of each environment: episode, t
@@ -225,7 +237,21 @@ def test_slices_equal_a_naive_walk(episodes, length):
         assert not slices.continues[k, stop - t :].any()
 
 
+def test_frames_are_stacked_after_a_gap_a_termination_and_reloads():
+    storage = ReplayStorage(STACKED, 60)
+    storage.add(fragment(1, 0, 5, spec=STACKED))
+    storage.add(fragment(1, 7, 9, "terminated", STACKED))  # steps 5 and 6 were lost
+    storage.add(fragment(1, 9, 12, spec=STACKED))  # goes on in the same episode, as after a life
+    storage.add(fragment(2, 0, 15, "truncated", STACKED))  # longer than a trajectory may be
+    for capacity in (60, 80, 20):
+        reloaded, view = ReplayStorage(STACKED, capacity), ReplayView(STACKED, capacity)
+        reloaded.load(storage.state_arrays())
+        view.update(reloaded.changes())
+        assert_stacked(view)
+        assert view.num_rows == min(5 + 2 + 3 + 15, capacity)
+
+
 def test_num_bytes_is_what_the_columns_take():
     view = ReplayView(CONTINUOUS, 1600)
-    # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next and int8 kind.
-    assert view.num_bytes == 1700 * (5 * 4 + 1 + 8 + 1)
+    # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next and prev and int8 kind.
+    assert view.num_bytes == 1700 * (5 * 4 + 1 + 8 + 8 + 1)

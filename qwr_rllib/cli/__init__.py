@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import click
 
 from qwr_rllib.cli.evaluation import evaluate
+from qwr_rllib.cli.recording import record
 from qwr_rllib.cli.reporting import report
+from qwr_rllib.cli.theorem import theorem
 from qwr_rllib.cli.training import train
 
 
@@ -49,3 +51,5 @@ for _group in (rllib, qwr):
     _group.add_command(train)
     _group.add_command(evaluate)
 qwr.add_command(report)
+qwr.add_command(record)
+qwr.add_command(theorem)

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import RecordVideo
 from packaging.version import Version
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import make_env, read_file
+from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 
 NEW_STACK = Version("2.0")
 """RLlib's version of the checkpoints whose algorithms are on the new API stack."""
@@ -63,11 +65,17 @@ class OldStackAgent:
         self._policy.agent_connectors.reset("env")
         self._observation = observation
 
-    def act(self) -> Any:
+    def act(self, explore: bool = False) -> Any:
         [(action, *_)] = local_policy_inference(
-            self._policy, "env", "agent", self._observation, explore=False
+            self._policy, "env", "agent", self._observation, explore=explore
         )
         return action
+
+    def behaviour(self, observation: Any) -> np.ndarray | None:
+        """The parameters of the distribution that exploring samples, where they say it all."""
+        if isinstance(self._policy, QWRTorchPolicy):
+            return self._policy.behaviour(np.asarray(observation)[None])[0]
+        return None
 
     def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
         self._observation = observation
@@ -88,18 +96,23 @@ class NewStackAgent:
     def reset(self, observation: Any) -> None:
         self._episode = SingleAgentEpisode(observations=[observation])
 
-    def act(self) -> Any:
+    def act(self, explore: bool = False) -> Any:
         shared: dict[str, Any] = {
             "episodes": [self._episode],
             "rl_module": self._module,
-            "explore": False,
+            "explore": explore,
             "shared_data": {},
         }
-        output = self._module.forward_inference(self._to_module(batch={}, **shared))
+        module = self._module
+        forward = module.forward_exploration if explore else module.forward_inference
+        output = forward(self._to_module(batch={}, **shared))
         output = self._to_env(batch=output, **shared)
         self._action = output.pop(Columns.ACTIONS)[0]
         self._extra = {key: values[0] for key, values in output.items()}
         return self._extra.pop(Columns.ACTIONS_FOR_ENV, self._action)
+
+    def behaviour(self, observation: Any) -> None:
+        """Not known: another algorithm's distribution is not of this package's kind."""
 
     def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
         self._episode.add_env_step(
@@ -154,9 +167,7 @@ def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig,
             config = AlgorithmConfig.from_state(config)
         if config.is_multi_agent:
             raise ConfigError(f"{checkpoint} is of several agents, which is not supported")
-        overrides = config.evaluation_config
-        config = config.copy(copy_frozen=False)
-        config.update_from_dict(overrides if isinstance(overrides, dict) else {})
+        config = config.get_evaluation_config_object() or config.copy(copy_frozen=False)
         agent = NewStackAgent(checkpoint) if new_stack else OldStackAgent(checkpoint)
     except ConfigError:
         raise
@@ -208,6 +219,69 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
             json.dump({**about, "episodes": rows}, file, indent=2)
 
 
+def filmed(env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, Any]:
+    """Has every episode of an environment written as an MP4.
+
+    Raises:
+        ConfigError: It cannot be rendered to pictures here, or the package that writes them is
+            missing.
+    """
+    try:
+        import moviepy  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError("--video needs the package moviepy: pip install moviepy") from error
+    try:
+        env.reset(seed=0)
+        env.render()
+        return RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
+    except Exception as error:
+        raise ConfigError(f"--video: {env} cannot be rendered: {error}") from error
+
+
+def opened(
+    console: Console,
+    checkpoint: Path,
+    algo: str | None,
+    env: str | None,
+    modules_file: Path | None,
+    render: bool = False,
+) -> tuple[Path, type[Algorithm], AlgorithmConfig, Agent, gym.Env[Any, Any]]:
+    """The checkpoint at a path, what is in it, and its environment or another of its spaces.
+
+    With ``render``, the environment is one that gives pictures.
+
+    Raises:
+        ConfigError: There is none, it cannot be loaded, or the environment does not fit.
+    """
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # The policy is built on a GPU where there is one.
+    if modules_file:
+        read_file(modules_file)
+    found = find_checkpoint(checkpoint)
+    if found != checkpoint.resolve():
+        console.print(f"Last checkpoint: {found}", soft_wrap=True, highlight=False)
+    algorithm, config, agent = load_checkpoint(found)
+    if algo and algo.rpartition(":")[2] != algorithm.__name__:
+        raise ConfigError(f"{found} is of {algorithm.__name__}, not {algo}")
+    if env:
+        config.environment(env)
+    if config.env is None:
+        raise ConfigError(f"{found} names no environment: give --env")
+    if render:
+        config.env_config = config.env_config | {"render_mode": "rgb_array"}
+        if "DISPLAY" not in os.environ:
+            os.environ.setdefault("MUJOCO_GL", "egl")
+    environment = make_env(algorithm, config)
+    for kind in ("observation_space", "action_space"):
+        learned, given = getattr(agent, kind), getattr(environment, kind)
+        if _shape(learned) != _shape(given):
+            environment.close()
+            raise ConfigError(f"{found} has {kind} {learned}, {config.env} has {given}")
+    return found, algorithm, config, agent, environment
+
+
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(1), metavar="N",
@@ -216,6 +290,8 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
               help="Begin no new episode after so many environment steps.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the episodes here: .json or .csv.")  # fmt: skip
+@click.option("--video", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+              help="Write each episode here as an MP4.")  # fmt: skip
 @click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm.")
 @click.option("--env", help="Another environment than the checkpoint's.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
@@ -227,6 +303,7 @@ def evaluate(
     episodes: int | None,
     steps: int | None,
     out: Path | None,
+    video: Path | None,
     algo: str | None,
     env: str | None,
     seed: int,
@@ -237,33 +314,17 @@ def evaluate(
     CHECKPOINT is a checkpoint's folder, or that of a Tune trial or experiment: then the last
     checkpoint in it is taken. No Ray is started and no GPU is used.
     """
-    for name in ("ray", "ray.rllib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # The policy is built on a GPU where there is one.
     if out and out.suffix not in (".json", ".csv"):
         raise ConfigError(f"--out: expected a .json or .csv file, got {out}")
-    if modules_file:
-        read_file(modules_file)
-
     console = Console()
-    found = find_checkpoint(checkpoint)
-    if found != checkpoint.resolve():
-        console.print(f"Last checkpoint: {found}", soft_wrap=True, highlight=False)
-    algorithm, config, agent = load_checkpoint(found)
-    if algo and algo.rpartition(":")[2] != algorithm.__name__:
-        raise ConfigError(f"{found} is of {algorithm.__name__}, not {algo}")
-    if env:
-        config.environment(env)
-    if config.env is None:
-        raise ConfigError(f"{found} names no environment: give --env")
-    with contextlib.closing(make_env(algorithm, config)) as environment:
-        for kind in ("observation_space", "action_space"):
-            learned, given = getattr(agent, kind), getattr(environment, kind)
-            if _shape(learned) != _shape(given):
-                raise ConfigError(f"{found} has {kind} {learned}, {config.env} has {given}")
+    found, algorithm, config, agent, made = opened(
+        console, checkpoint, algo, env, modules_file, render=video is not None
+    )
+    with contextlib.closing(made):
+        environment = filmed(made, video) if video else made
         limit = episodes or (None if steps else DEFAULT_EPISODES)
         results = list(play(agent, environment, seed, limit, steps))
+        environment.close()  # writes the last episode's video
 
     returns = [result.episode_return for result in results]
     lengths = [result.length for result in results]

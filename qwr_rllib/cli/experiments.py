@@ -33,6 +33,7 @@ from ray.tune.utils import flatten_dict
 from qwr_rllib.cli.errors import ConfigError, check_keys, nearest
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
+from qwr_rllib.qwr import QWRConfig
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
 TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}
@@ -321,14 +322,23 @@ def _check_variants(
             assert isinstance(request, PlacementGroupFactory)
             for key, amount in request.required_resources.items():
                 resources[key] = max(amount, resources.get(key, 0))
-            if (env := f"{checked.env} {checked.env_config}") not in made and checked.env:
+            data = getattr(checked, "offline", None)
+            if (env := f"{checked.env} {checked.env_config} {data}") not in made and checked.env:
                 made.add(env)
-                make_env(algorithm, checked).close()
+                _check_env(algorithm, checked)
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"{where}: config: {error}") from error
     return resources, num_variants
+
+
+def _check_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> None:
+    env = make_env(algorithm, config)
+    if isinstance(config, QWRConfig):
+        config.check_spaces(env.observation_space, env.action_space)
+        config.load_offline(env)  # all of it: what is wrong with logged data is known first
+    env.close()
 
 
 def _check_config(

@@ -5,6 +5,10 @@ points to the slot of the state after it, so the fragments of an episode join wh
 in between, and evicting a trajectory just frees its slots. The state after the last row of an
 unfinished or cut trajectory needs its observation and its ``mu`` for bootstrapping; it has a
 slot too, the trajectory's *tail*, which becomes an ordinary row when the episode goes on.
+
+Where observations are stacks of frames, a slot keeps the newest frame and points to the slot of
+the state before, which has the next older one. A trajectory that begins in the middle of an episode
+brings the frames before it, its *context*, in slots of their own.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ class Slot(IntEnum):
     FREE = 0
     ROW = 1
     TAIL = 2
+    CONTEXT = 3
 
 
 class RefusedFragmentError(ValueError):
@@ -41,7 +46,8 @@ class Fragment:
     start: int
     """The episode's time step of the first row: joins fragments, tells a gap or a repeat."""
     obs: np.ndarray
-    """``(k + 1, ...)``: raw observations; ``(k, ...)`` where the episode terminated."""
+    """``(k + 1, ...)``: raw observations, of a stack the newest frame; ``(k, ...)`` where the
+    episode terminated."""
     action_dist_inputs: np.ndarray
     """``(k + 1, m)`` or ``(k, m)``: the parameters of ``mu`` in those states."""
     actions: np.ndarray
@@ -52,6 +58,8 @@ class Fragment:
     """The last row led to a terminal state, whose value is 0."""
     done: bool
     """The episode is over: terminated, or cut by a time limit."""
+    context: np.ndarray | None = None
+    """``(c, ...)``: the frames before the first row, oldest first, where they are stacked."""
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -73,6 +81,8 @@ class Changes:
 @dataclass
 class _Trajectory:
     episode: int
+    context: np.ndarray
+    """Slots of the frames before the first row."""
     slots: np.ndarray
     tail: int
     """Slot of the state after the last row, or -1 where the episode terminated."""
@@ -161,16 +171,11 @@ class ReplayStorage:
             if self._trajectories[key].closed or held >= self.max_trajectory:
                 key, held = None, 0
         count = min(len(fragment) - first, self.max_trajectory - held)
-        while self.num_rows + count > self.capacity or self._num_free < count + 1:
+        needed = count + self.spec.frame_stack
+        while self.num_rows + count > self.capacity or self._num_free < needed:
             self._evict()
         if key not in self._trajectories:  # none to continue, or it was just evicted
-            key = self._next_key
-            self._next_key += 1
-            empty = np.zeros(0, np.int64)
-            self._trajectories[key] = _Trajectory(
-                fragment.episode, empty, -1, fragment.start + first, closed=False
-            )
-            self._latest[fragment.episode] = key
+            key = self._begin(fragment, first)
         assert key is not None
         trajectory = self._trajectories[key]
 
@@ -188,6 +193,9 @@ class ReplayStorage:
         columns["terminateds"][rows[-1]] = terminated
         columns["next"][slots[:-1]] = slots[1:]
         columns["next"][slots[-1]] = slots[-1]
+        columns["prev"][slots[1:]] = slots[:-1]
+        if not len(reused):
+            columns["prev"][slots[0]] = np.append(slots[0], trajectory.context)[-1]
         columns["kind"][slots] = Slot.TAIL
         columns["kind"][rows] = Slot.ROW
         inserted = self.num_rows_inserted_lifetime
@@ -201,17 +209,43 @@ class ReplayStorage:
         self.num_rows_inserted_lifetime += count
         return count
 
+    def _begin(self, fragment: Fragment, first: int) -> int:
+        """Begins a trajectory with the fragment's row ``first`` and returns its key."""
+        frames = fragment.obs[:first]
+        if fragment.context is not None:
+            frames = np.concatenate([fragment.context, frames])
+        frames = frames[max(0, len(frames) - self.spec.frame_stack + 1) :]
+        context = self._take(len(frames))
+        self.columns["obs"][context] = frames
+        self.columns["prev"][context] = np.append(context[:1], context[:-1])
+        self.columns["next"][context] = context
+        self.columns["kind"][context] = Slot.CONTEXT
+        self._stamps[context] = self.version
+
+        key = self._next_key
+        self._next_key += 1
+        self._trajectories[key] = _Trajectory(
+            fragment.episode,
+            context,
+            slots=np.zeros(0, np.int64),
+            tail=-1,
+            next_t=fragment.start + first,
+            closed=False,
+        )
+        self._latest[fragment.episode] = key
+        return key
+
     def _take(self, count: int) -> np.ndarray:
         self._num_free -= count
-        return self._free[self._num_free : self._num_free + count][::-1]
+        return self._free[self._num_free : self._num_free + count][::-1].copy()
 
     def _evict(self) -> None:
         key, trajectory = next(iter(self._trajectories.items()))
         del self._trajectories[key]
         if self._latest.get(trajectory.episode) == key:
             del self._latest[trajectory.episode]
-        slots = trajectory.slots
-        self.num_rows -= len(slots)
+        self.num_rows -= len(trajectory.slots)
+        slots = np.append(trajectory.context, trajectory.slots)
         if trajectory.tail >= 0:
             slots = np.append(slots, trajectory.tail)
         self.columns["kind"][slots] = Slot.FREE
@@ -226,13 +260,15 @@ class ReplayStorage:
                 f"a fragment has 1 to {self.capacity} rows (the replay's capacity), got {rows}"
             )
         states = rows + (not fragment.terminated)
-        for name, length in (
-            ("obs", states),
-            ("action_dist_inputs", states),
-            ("actions", rows),
-            ("rewards", rows),
-        ):
-            value = getattr(fragment, name)
+        values = [
+            ("obs", fragment.obs, states),
+            ("action_dist_inputs", fragment.action_dist_inputs, states),
+            ("actions", fragment.actions, rows),
+            ("rewards", fragment.rewards, rows),
+        ]
+        if fragment.context is not None:
+            values.append(("obs", fragment.context, len(fragment.context)))
+        for name, value, length in values:
             shape, dtype = self.spec.columns[name]
             if value.shape != (length, *shape):
                 raise RefusedFragmentError(
@@ -272,17 +308,26 @@ class ReplayStorage:
         """The whole store as plain arrays, for ``numpy.savez``; :meth:`load` takes them back."""
         slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
         empty = np.zeros(0, np.int64)
+        held = self._trajectories.values()
         table = [
-            (key, each.episode, len(each.slots), each.tail, each.next_t, each.closed)
+            (
+                key,
+                each.episode,
+                len(each.context),
+                len(each.slots),
+                each.tail,
+                each.next_t,
+                each.closed,
+            )
             for key, each in self._trajectories.items()
         ]
         return {
             "counters": np.array([self.capacity, self.num_rows_inserted_lifetime, self._next_key]),
             "slots": slots,
             "free": self._free[: self._num_free],
-            "trajectories": np.array(table, np.int64).reshape(-1, 6),
+            "trajectories": np.array(table, np.int64).reshape(-1, 7),
             "trajectory_slots": np.concatenate(
-                [empty, *(each.slots for each in self._trajectories.values())]
+                [empty, *(np.append(each.context, each.slots) for each in held)]
             ),
             **{f"column_{name}": column[slots] for name, column in self.columns.items()},
         }
@@ -311,12 +356,14 @@ class ReplayStorage:
         self._free[: len(free)] = free
         self._num_free = len(free)
         start = 0
-        for key, episode, length, tail, next_t, closed in arrays["trajectories"].tolist():
-            own_slots = arrays["trajectory_slots"][start : start + length]
-            start += length
-            self._trajectories[key] = _Trajectory(episode, own_slots, tail, next_t, bool(closed))
+        for key, episode, context, rows, tail, next_t, closed in arrays["trajectories"].tolist():
+            own = arrays["trajectory_slots"][start : start + context + rows]
+            start += len(own)
+            self._trajectories[key] = _Trajectory(
+                episode, own[:context], own[context:], tail, next_t, bool(closed)
+            )
             self._latest[episode] = key
-        self.num_rows = start
+            self.num_rows += rows
         _, self.num_rows_inserted_lifetime, self._next_key = arrays["counters"].tolist()
 
     def _check_arrays(self, arrays: Mapping[str, Any]) -> None:
@@ -328,19 +375,21 @@ class ReplayStorage:
                     f"{name} must be {own.dtype} {own.shape[1:]} per row, the replay's file has "
                     f"{column.dtype} {column.shape[1:]} for {len(slots)} slots"
                 )
-        kind, following = arrays["column_kind"], arrays["column_next"]
+        kind = arrays["column_kind"]
+        following, preceding = arrays["column_next"], arrays["column_prev"]
         table, own_slots = arrays["trajectories"], arrays["trajectory_slots"]
         held = len(slots) + len(free)
         consistent = (
             arrays["counters"].shape == (3,)
             and held == num_slots(int(arrays["counters"][0]))
             and np.array_equal(np.sort(np.append(slots, free)), np.arange(held))
-            and ((following >= 0) & (following < held)).all()
-            and table.shape[1:] == (6,)
-            and table[:, 2].sum() == len(own_slots)
-            and np.array_equal(np.sort(own_slots), np.sort(slots[kind == Slot.ROW]))
+            and all(((links >= 0) & (links < held)).all() for links in (following, preceding))
+            and table.shape[1:] == (7,)
+            and table[:, 2:4].sum() == len(own_slots)
+            and table[:, 3].sum() == (kind == Slot.ROW).sum()
+            and np.array_equal(np.sort(own_slots), np.sort(slots[kind != Slot.TAIL]))
             and np.array_equal(
-                np.sort(table[table[:, 3] >= 0, 3]), np.sort(slots[kind == Slot.TAIL])
+                np.sort(table[table[:, 4] >= 0, 4]), np.sort(slots[kind == Slot.TAIL])
             )
         )
         if not consistent:
@@ -353,6 +402,8 @@ class ReplayStorage:
         for each in saved._trajectories.values():
             rows = each.slots[-self.capacity :]
             states = rows if each.tail < 0 else np.append(rows, each.tail)
+            before = np.append(each.context, each.slots[: -len(rows)])
+            before = before[max(0, len(before) - self.spec.frame_stack + 1) :]
             self.add(
                 Fragment(
                     episode=each.episode,
@@ -363,20 +414,23 @@ class ReplayStorage:
                     rewards=saved.columns["rewards"][rows],
                     terminated=each.tail < 0,
                     done=each.closed,
+                    context=saved.columns["obs"][before],
                 )
             )
         self.num_rows_inserted_lifetime = saved.num_rows_inserted_lifetime
 
 
 def num_slots(capacity: int) -> int:
-    """Slots for ``capacity`` rows and for the tails of their trajectories."""
+    """Slots for ``capacity`` rows and for the tails and contexts of their trajectories."""
     return capacity + max(64, capacity // 16)
 
 
 def _all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return spec.columns | {
         "kind": ((), np.dtype("int8")),
-        "next": ((), np.dtype("int32")),  # slot of the state after; the slot itself at an end
+        # Slots of the state after and before; at an end, the slot itself.
+        "next": ((), np.dtype("int32")),
+        "prev": ((), np.dtype("int32")),
         "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
     }
 

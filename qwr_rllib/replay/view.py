@@ -49,6 +49,7 @@ class ReplayView:
         }
         # int64 slots index without conversion in the learner's loops.
         self.next = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
+        self.prev = torch.zeros_like(self.next)
         self.kind = torch.zeros(self.num_slots, dtype=torch.int8, device=self.device)
         self.rows = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.uid = 0
@@ -63,7 +64,7 @@ class ReplayView:
     @property
     def num_bytes(self) -> int:
         """Bytes allocated for the columns."""
-        columns = [*self.columns.values(), self.next, self.kind]
+        columns = [*self.columns.values(), self.next, self.prev, self.kind]
         return sum(column.nbytes for column in columns)
 
     def update(self, changes: Changes) -> Tensor:
@@ -84,6 +85,7 @@ class ReplayView:
         for name, column in self.columns.items():
             column[slots] = tensor(changes.columns[name])
         self.next[slots] = tensor(changes.columns["next"]).long()
+        self.prev[slots] = tensor(changes.columns["prev"]).long()
         self.kind[slots] = kind
         self.rows = torch.nonzero(self.kind == Slot.ROW).squeeze(1)
         self.uid, self.version = changes.uid, changes.version
@@ -106,6 +108,18 @@ class ReplayView:
             raise ValueError("the replay holds no rows to sample")
         chosen = torch.randint(self.num_rows, (count,), generator=generator, device=self.device)
         return self.rows[chosen]
+
+    def observations(self, slots: Tensor) -> Tensor:
+        """Raw observations ``(..., *obs_shape)`` of the states in ``slots`` ``(...)``.
+
+        Frames are stacked here, the newest last.
+        """
+        frames = [slots]
+        for _ in range(self.spec.frame_stack - 1):
+            frames.append(self.prev[frames[-1]])
+        if self.spec.frame_stack > 1:
+            slots = torch.stack(frames[::-1], -1)
+        return self.columns["obs"][slots]
 
     def slices(self, starts: Tensor, length: int) -> Slices:
         """Follows each row of ``starts`` ``(N,)`` for ``length`` steps."""

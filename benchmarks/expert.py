@@ -1,0 +1,112 @@
+"""Trains an expert with Stable-Baselines3 and records it as a Minari data set.
+
+    pip install -e '.[offline]' 'stable-baselines3>=2.4,<3'
+    python benchmarks/expert.py HalfCheetah-v5 --dataset-id halfcheetah/expert-v0
+
+Stable-Baselines3 is not a dependency of the package. The expert is the policy with the best
+evaluation on the way (10 episodes, every 5 % of the steps), kept in ``--folder``; a script that is
+started again with ``--record-only`` takes it from there. The data set holds ``--episodes`` episodes
+of it with the mode action (for MuJoCo, 1000 steps each unless it falls), and ``offline`` reads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import gymnasium as gym
+import minari
+import numpy as np
+import stable_baselines3
+from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.monitor import Monitor
+
+ALGORITHMS = {"SAC": stable_baselines3.SAC, "TD3": stable_baselines3.TD3}
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains; leaves the best policy in ``best_model.zip``."""
+    freq = max(1, args.steps // 20)
+    evaluation = EvalCallback(
+        Monitor(gym.make(args.env)),
+        n_eval_episodes=10,
+        eval_freq=freq,
+        best_model_save_path=str(args.folder),
+        log_path=str(args.folder),
+    )
+    model = ALGORITHMS[args.algo](
+        "MlpPolicy",
+        args.env,
+        learning_starts=min(10_000, args.steps // 10),
+        seed=args.seed,
+        verbose=0,
+    )
+    model.learn(args.steps, callback=evaluation, progress_bar=args.progress)
+
+
+def play(args: argparse.Namespace) -> list[EpisodeBuffer]:
+    """Episodes of the best policy; their seeds are not those of the training."""
+    model = ALGORITHMS[args.algo].load(args.folder / "best_model.zip", device="cpu")
+    env = gym.make(args.env)
+    buffers = []
+    for i in range(args.episodes):
+        seed = 10_000 + i
+        observation, _ = env.reset(seed=seed)
+        columns: dict[str, list] = {
+            name: []
+            for name in ("observations", "actions", "rewards", "terminations", "truncations")
+        }
+        columns["observations"].append(observation)
+        over = False
+        while not over:
+            action, _ = model.predict(observation, deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            values = (observation, action, float(reward), terminated, truncated)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+            over = terminated or truncated
+        buffers.append(EpisodeBuffer(id=i, seed=seed, infos={}, **columns))
+    return buffers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("env", help="a Gymnasium id with continuous actions")
+    parser.add_argument("--dataset-id", required=True, help="such as hopper/expert-v0")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="SAC")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="of training")
+    parser.add_argument("--episodes", type=int, default=50, help="recorded")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="default experts/ENV-ALGO")
+    parser.add_argument("--record-only", action="store_true", help="the expert is there already")
+    parser.add_argument("--progress", action="store_true", help="a bar; needs tqdm and rich")
+    args = parser.parse_args()
+    args.folder = args.folder or Path("experts") / f"{args.env}-{args.algo}"
+    if args.dataset_id in minari.list_local_datasets():
+        parser.error(f"there is a data set {args.dataset_id} already")
+    if args.record_only and not (args.folder / "best_model.zip").exists():
+        parser.error(f"there is no {args.folder}/best_model.zip")
+    if not args.record_only:
+        train(args)
+    buffers = play(args)
+    returns = [sum(buffer.rewards) for buffer in buffers]
+    lengths = [len(buffer.rewards) for buffer in buffers]
+    score = (
+        f"{args.algo} of Stable-Baselines3 {stable_baselines3.__version__}, {args.steps} steps, "
+        f"seed {args.seed}: return {np.mean(returns):.1f} ± {np.std(returns):.1f} over "
+        f"{len(returns)} episodes of {np.mean(lengths):.0f} steps"
+    )
+    minari.create_dataset_from_buffers(
+        args.dataset_id,
+        buffers,
+        env=args.env,
+        algorithm_name=f"SB3 {args.algo}",
+        description=score,
+        data_format="hdf5",
+    )
+    print(f"{args.env}: {score}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Atari games in the Atari-100k protocol, as RLlib environment ``Atari100k``.
+
+Chosen by ``env: Atari100k`` and ``env_config: {game: pong}``. The protocol (Kaiser et al., 2020,
+https://arxiv.org/abs/1903.00374, as later work has it): frame skip 4 with the maximum of the last
+two frames, 84 x 84 grey, 4 frames stacked, no sticky actions, up to 30 no-ops at a reset, the
+minimal action set. In training an episode has at most 2000 interactions and the loss of a life
+counts as termination, though the game goes on and its whole return is reported; in evaluation
+there are 27,000 interactions and lives do not count.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
+
+ATARI = "Atari100k"
+LIFE_LOST = "life_lost"
+"""Key of ``info``: a step that ends the trajectory for the learner, though the episode goes on."""
+
+
+@dataclass(frozen=True)
+class AtariConfig:
+    """The keys of ``env_config``.
+
+    Raises:
+        ValueError: for an impossible value, naming the key, the value and what is allowed.
+    """
+
+    game: str
+    """ALE's name of the game: ``pong``, ``ms_pacman``."""
+    frame_skip: int = 4
+    """Frames of an interaction."""
+    sticky_actions: float = 0.0
+    """Probability that the game repeats the last action instead."""
+    noop_max: int = 30
+    """No-ops at a reset are uniform in 1..noop_max; 0 makes none."""
+    full_action_space: bool = False
+    """All 18 actions instead of those that the game knows."""
+    screen_size: int = 84
+    """Pixels of each side."""
+    frame_stack: int = 4
+    """Frames of an observation."""
+    terminal_on_life_loss: bool = True
+    """In training, the loss of a life is a termination for the learner."""
+    max_episode_steps: int = 2000
+    """Interactions of a training episode."""
+    evaluation: bool = False
+    """Whether this is an environment of the evaluation; set by the algorithm."""
+    evaluation_max_episode_steps: int = 27_000
+    """Interactions of an evaluation episode."""
+    render_mode: str | None = None
+    """Gymnasium's."""
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("frame_skip", 1),
+            ("noop_max", 0),
+            ("screen_size", 1),
+            ("frame_stack", 1),
+            ("max_episode_steps", 1),
+            ("evaluation_max_episode_steps", 1),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"env_config.{name} must be an integer >= {low}, got {value!r}")
+        for name in ("full_action_space", "terminal_on_life_loss", "evaluation"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"env_config.{name} must be true or false, got {getattr(self, name)!r}"
+                )
+        sticky = self.sticky_actions
+        if not isinstance(sticky, (int, float)) or not 0 <= sticky < 1:
+            raise ValueError(f"env_config.sticky_actions must be in [0, 1), got {sticky!r}")
+
+    @classmethod
+    def from_dict(cls, env_config: Mapping[str, Any]) -> AtariConfig:
+        """Reads ``env_config``.
+
+        Raises:
+            ValueError: for an unknown key, naming the nearest known one, or a missing ``game``.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in env_config:
+            if key not in known:
+                raise ValueError(f"unknown env_config key {key!r}{_did_you_mean(key, known)}")
+        if "game" not in env_config:
+            raise ValueError("env_config.game is missing: the name of an Atari game, as 'pong'")
+        return cls(**env_config)
+
+
+def frame_stack_of(config: Any) -> int:
+    """How many frames an observation has, by a ``QWRConfig`` or its dict."""
+    if config["frame_stack"] != "auto":
+        return config["frame_stack"]
+    return AtariConfig.from_dict(config["env_config"]).frame_stack if config["env"] == ATARI else 1
+
+
+class LifeLoss(gym.Wrapper):
+    """Says in ``info`` when a life was lost; the game goes on."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        self._lives = info["lives"]
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        lost = info["lives"] < self._lives
+        self._lives = info["lives"]
+        return observation, reward, terminated, truncated, info | {LIFE_LOST: lost}
+
+
+def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
+    """An Atari game as the protocol has it.
+
+    Args:
+        env_config: the fields of :class:`AtariConfig`.
+
+    Raises:
+        ValueError: for an unknown game, naming the nearest ones, or another impossible setting.
+        ModuleNotFoundError: if ale-py or OpenCV is missing, with what installs it.
+    """
+    config = AtariConfig.from_dict(env_config)
+    try:
+        import ale_py  # noqa: F401  # registers the games
+        import cv2  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"Atari games need the package {error.name}: "
+            "pip install 'gymnasium[atari]' opencv-python-headless",
+            name=error.name,
+        ) from error
+    ids = {
+        spec.kwargs["game"]: name
+        for name, spec in gym.registry.items()
+        if spec.namespace == "ALE" and spec.version == 5
+    }
+    if config.game not in ids:
+        raise ValueError(
+            f"env_config.game must be the name of an Atari game, got {config.game!r}"
+            f"{_did_you_mean(str(config.game), list(ids), 3)}"
+        )
+    env = gym.make(
+        ids[config.game],
+        frameskip=1,  # AtariPreprocessing skips
+        repeat_action_probability=float(config.sticky_actions),
+        full_action_space=config.full_action_space,
+        render_mode=config.render_mode,
+    )
+    env = AtariPreprocessing(
+        env,
+        noop_max=config.noop_max,
+        frame_skip=config.frame_skip,
+        screen_size=config.screen_size,
+    )
+    if config.terminal_on_life_loss and not config.evaluation:
+        env = LifeLoss(env)
+    limit = config.max_episode_steps
+    env = TimeLimit(env, config.evaluation_max_episode_steps if config.evaluation else limit)
+    return FrameStackObservation(env, config.frame_stack)
+
+
+def _did_you_mean(name: str, known: list[str], count: int = 1) -> str:
+    nearest = difflib.get_close_matches(name, known, count, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

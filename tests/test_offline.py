@@ -1,0 +1,444 @@
+"""Logged data in: Minari's data sets and RLlib's recorded output as a replay."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+from helpers import stored
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.offline.json_writer import JsonWriter
+from ray.rllib.policy.sample_batch import SampleBatch
+
+from qwr_rllib import AWRConfig, QWRConfig
+from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
+from qwr_rllib.offline import MU_KEY, OfflineConfig, load
+from qwr_rllib.qwr_torch_policy import spec_of
+
+minari = pytest.importorskip("minari")
+from minari.data_collector import EpisodeBuffer  # noqa: E402
+
+ACTIONS = gym.spaces.Box(np.float32([-1, 0]), np.float32([3, 10]))
+
+
+class Box(gym.Env):
+    """Two numbers seen; actions span [-1, 3] x [0, 10]."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = ACTIONS
+
+
+class Keys(gym.Env):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+
+
+def episode(number, steps, end="", env=None, mu=None, **changed):
+    """Observation (number, t), environment's actions (t % 3, t), reward t + 1."""
+    times = np.arange(steps)
+    flags = np.zeros(steps, bool)
+    flags[-1:] = True
+    discrete = isinstance(env, Keys)
+    columns = {
+        "observations": np.stack([np.full(steps + 1, number), np.arange(steps + 1)], 1) * 1.0,
+        "actions": times % 3 if discrete else np.stack([times % 3, times], 1).astype(np.float32),
+        "rewards": list(times + 1.0),
+        "terminations": flags if end == "terminated" else np.zeros(steps, bool),
+        "truncations": flags if end == "truncated" else np.zeros(steps, bool),
+        "infos": {} if mu is None else {MU_KEY: mu},
+    }
+    return EpisodeBuffer(id=number, **columns | changed)
+
+
+def write(episodes, dataset="test/box-v0", env=None, **kwargs):
+    env = env or Box()
+    if not isinstance(env, str):
+        kwargs |= {"observation_space": env.observation_space, "action_space": env.action_space}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # author, link and so on are missing
+        minari.create_dataset_from_buffers(
+            dataset, episodes, env=env if isinstance(env, str) else None, **kwargs
+        )
+    return dataset
+
+
+def loaded(dataset, env=None, capacity=1000, margin=1, normalize=True, clip=None, **config):
+    env = env or Box()
+    spec = spec_of(env.observation_space, env.action_space)
+    return load(OfflineConfig(dataset, **config), env, spec, capacity, margin, normalize, clip)
+
+
+def rows(storage):
+    """(obs, action, mu) of each row in the order of insertion."""
+    columns = storage.columns
+    slots = np.flatnonzero(columns["kind"] == 1)
+    slots = slots[np.argsort(columns["inserted"][slots])]
+    return [
+        (columns["obs"][i].tolist(), columns["actions"][i], columns["action_dist_inputs"][i])
+        for i in slots
+    ]
+
+
+# Minari
+
+
+def test_actions_are_normalised_and_stand_in_for_mu():
+    storage = loaded(write([episode(0, 3, "truncated")]))
+    assert storage.num_rows == 3
+    # (a - low) * 2 / (high - low) - 1, by hand.
+    expected = [[-0.5, -1.0], [0.0, -0.8], [0.5, -0.6]]
+    for t, (obs, action, mu) in enumerate(rows(storage)):
+        assert obs == [0, t]
+        np.testing.assert_allclose(action, expected[t], atol=1e-6)
+        np.testing.assert_allclose(mu, expected[t], atol=1e-6)
+    # The state after the last step has the last action's.
+    tail = np.flatnonzero(storage.columns["kind"] == 2)
+    np.testing.assert_allclose(storage.columns["obs"][tail], [[0, 3]])
+    np.testing.assert_allclose(storage.columns["action_dist_inputs"][tail], [expected[2]])
+
+
+def test_actions_stay_where_the_policy_acts_in_the_environments_range():
+    storage = loaded(write([episode(0, 2)]), normalize=False)
+    np.testing.assert_allclose([action for _, action, _ in rows(storage)], [[0, 0], [1, 1]])
+
+
+def test_terminated_and_cut_episodes_are_told_apart():
+    storage = loaded(
+        write([episode(0, 2, "terminated"), episode(1, 2, "truncated"), episode(2, 2)])
+    )
+    after = {obs[:2]: state for obs, _, _, state in stored(storage)}
+    assert after[(0, 1)] is None
+    assert after[(1, 1)][:2] == (1, 2)
+    assert after[(2, 1)][:2] == (2, 2)  # neither is said: a cut
+    assert after[(0, 0)][:2] == (0, 1)
+
+
+def test_recorded_parameters_are_taken_or_not():
+    mu = np.arange(6, dtype=np.float32).reshape(3, 2)
+    dataset = write([episode(0, 2, "truncated", mu=mu)])
+    storage = loaded(dataset)
+    np.testing.assert_allclose([each for *_, each in rows(storage)], mu[:2])
+    tail = np.flatnonzero(storage.columns["kind"] == 2)
+    np.testing.assert_allclose(storage.columns["action_dist_inputs"][tail], mu[2:])
+    taken = loaded(dataset, mu="taken")
+    np.testing.assert_allclose(
+        [each for *_, each in rows(taken)], [action for _, action, _ in rows(taken)]
+    )
+
+
+def test_a_discrete_action_stands_in_with_smoothing():
+    env = Keys()
+    dataset = write([episode(0, 3, "terminated", env)], env=env)
+    for _, action, mu in rows(loaded(dataset, env, smoothing=0.3)):
+        probs = np.exp(mu)
+        np.testing.assert_allclose(probs.sum(), 1, rtol=1e-6)
+        np.testing.assert_allclose(probs[action], 0.8, rtol=1e-6)
+        np.testing.assert_allclose(np.delete(probs, action), 0.1, rtol=1e-6)
+
+
+def test_rewards_are_clipped_as_collected_ones():
+    storage = loaded(write([episode(0, 4)]), clip=2.0)
+    assert sorted(row[2] for row in stored(storage)) == [1, 2, 2, 2]
+
+
+def test_a_path_and_the_first_episodes(tmp_path):
+    write([episode(i, 2) for i in range(4)])
+    storage = loaded(str(tmp_path / "minari" / "test" / "box-v0"), num_episodes=2)
+    assert [obs for obs, *_ in rows(storage)] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_trajectories_shorter_than_the_margin_are_named_and_taken(caplog):
+    with caplog.at_level(logging.WARNING, logger="ray.rllib.qwr"):
+        logging.getLogger("ray").propagate = logging.getLogger("ray.rllib").propagate = True
+        storage = loaded(write([episode(0, 5), episode(1, 2)]), margin=3)
+    assert storage.num_rows == 7
+    assert "1 of 2 trajectories" in caplog.text
+    assert "episode 1" in caplog.text
+
+
+# Bad data
+
+
+def refused(match, dataset, **kwargs):
+    with pytest.raises(ValueError, match=match) as raised:
+        loaded(dataset, **kwargs)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_data_set_is_named_with_the_nearest():
+    write([episode(0, 2)])
+    refused(r"no data set 'test/bax-v0'.*did you mean 'test/box-v0'", "test/bax-v0")
+    refused("there is nothing at .*missing.json", "./missing.json")
+
+
+def test_a_data_set_without_data_is_refused(tmp_path):
+    (tmp_path / "else").mkdir()
+    refused("neither a Minari data set nor RLlib's", str(tmp_path / "else"))
+    refused("is empty", write([]))
+    (tmp_path / "output.json").write_text("")
+    refused("is empty", str(tmp_path / "output.json"))
+
+
+def test_another_environment_is_refused():
+    env = gym.make("Pendulum-v1")
+    flat = {"observations": np.zeros((3, 3)), "actions": np.zeros((2, 1), np.float32)}
+    dataset = write([episode(0, 2, **flat)], "test/other-v0", env="Pendulum-v1")
+    assert loaded(dataset, env).num_rows == 2
+    env.spec.id = "Pendulum-v7"
+    refused("is of environment 'Pendulum-v1', not 'Pendulum-v7'", dataset, env=env)
+    assert loaded(dataset, env, check_env=False).num_rows == 2
+
+
+def test_other_spaces_are_refused():
+    dataset = write([episode(0, 2)])
+    refused("has action_space Box.*the environment has Discrete", dataset, env=Keys())
+    narrower = Box()
+    narrower.action_space = gym.spaces.Box(-1, 1, (2,))
+    refused("has action_space", dataset, env=narrower)
+    wider = Box()
+    wider.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,))
+    refused("has observation_space", dataset, env=wider)
+
+
+@pytest.mark.parametrize("column", ["observations", "actions", "rewards"])
+def test_a_nan_is_named(column):
+    bad = np.array(getattr(episode(1, 4), column), float)
+    bad[2] = np.nan
+    dataset = write([episode(0, 4), episode(1, 4, **{column: bad.astype(np.float32)})])
+    refused(f"episode 1: {column[:3]}.* has a NaN or infinite value at step 2", dataset)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    dataset = write([episode(i, 50) for i in range(20)])
+    (file,) = (tmp_path / "minari").rglob("*.hdf5")
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    refused("data set test/box-v0.* cannot be read: ", dataset)
+    file.unlink()
+    refused("data set test/box-v0.* cannot be read: ", dataset)
+
+
+def test_contradicting_columns_are_named():
+    ends = np.array([False, True, False])
+    refused("goes on after termination at step 1", write([episode(0, 3, terminations=ends)]))
+    dataset = write([episode(0, 3, observations=np.zeros((3, 2)))], "test/short-v0")
+    refused("3 rewards, 3 observations", dataset)
+
+
+def test_a_data_set_that_does_not_fit_is_refused():
+    dataset = write([episode(i, 10) for i in range(5)])
+    refused("replay_capacity 49 is too small", dataset, capacity=49)
+    assert loaded(dataset, capacity=50).num_rows == 50
+    # 80 ends of one step each need more room than their rows.
+    dataset = write([episode(i, 1) for i in range(80)], "test/ends-v0")
+    refused("replay_capacity 80 is too small for the 80 episodes", dataset, capacity=80)
+    refused("data set test/ends-v0 has 80 episodes", dataset, num_episodes=81)
+
+
+def test_minari_missing_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "minari", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'qwr-rllib\[offline\]'"):
+        loaded("test/box-v0")
+
+
+# The config
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "offline.dataset is missing"),
+        ("hopper", "offline must be a mapping"),
+        ({"dataset": ""}, "offline.dataset must be a data set's id or path, got ''"),
+        ({"dataset": "a", "iteration": 1}, "'iteration'; did you mean 'iterations'"),
+        ({"dataset": "a", "iterations": -1}, "offline.iterations must be an integer >= 0"),
+        ({"dataset": "a", "num_episodes": 0}, "offline.num_episodes must be an integer >= 1"),
+        ({"dataset": "a", "smoothing": 0}, r"offline.smoothing must be a number in \(0, 1\]"),
+        ({"dataset": "a", "mu": "x"}, "offline.mu must be one of 'recorded', 'taken', got 'x'"),
+    ],
+)
+def test_impossible_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        QWRConfig().environment("Pendulum-v1").training(offline=given).validate()
+
+
+def test_the_command_line_checks_the_data_before_it_starts():
+    spec = {"run": "QWR", "env": "Pendulum-v1", "config": {"offline": {"dataset": "x/y-v0"}}}
+    with pytest.raises(ConfigError, match="no data set 'x/y-v0'"):
+        check_experiment("name", spec, Overrides())
+
+
+# RLlib's output
+
+
+def batch(episodes, times, end="", next_obs=True, mu=None):
+    count = len(times)
+    episodes, times = np.array(episodes), np.array(times)
+    flags = np.arange(count) == count - 1
+    columns = {
+        "obs": np.stack([episodes, times], 1).astype(np.float32),
+        "actions": (times % 3).astype(np.int64),
+        "rewards": (times + 1).astype(np.float32),
+        "terminateds": flags & (end == "terminated"),
+        "truncateds": flags & (end == "truncated"),
+        "eps_id": episodes,
+        "t": times,
+    }
+    if next_obs:
+        columns["new_obs"] = np.stack([episodes, times + 1], 1).astype(np.float32)
+    if mu is not None:
+        columns["action_dist_inputs"] = np.full((count, 3), mu, np.float32)
+    return SampleBatch(columns)
+
+
+def written(folder, batches, compress=frozenset(["obs", "new_obs"])):
+    writer = JsonWriter(str(folder), compress_columns=compress)
+    for each in batches:
+        writer.write(each)
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["packed", "plain", "parquet"])
+def test_rllibs_output_is_joined_by_episode_and_time(tmp_path, kind):
+    batches = [
+        batch([7] * 3 + [8] * 2, [0, 1, 2, 0, 1]),
+        batch([8] * 2, [2, 3], "truncated", mu=None),
+        batch([7], [3], "terminated"),
+    ]
+    path = written(tmp_path / "out", batches, frozenset(["obs"] if kind == "packed" else []))
+    if kind == "parquet":
+        from pyarrow import Table, parquet
+
+        (file,) = Path(path).iterdir()
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        parquet.write_table(Table.from_pylist(records), file.with_suffix(".parquet"))
+        file.unlink()
+    storage = loaded(path, Keys())
+    after = {obs[:2]: state for obs, _, _, state in stored(storage)}
+    assert sorted(after) == [(e, t) for e in (7, 8) for t in range(4)]
+    assert after[(7, 2)][:2] == (7, 3)
+    assert after[(7, 3)] is None
+    assert after[(8, 3)][:2] == (8, 4)
+
+
+def test_rllibs_output_without_next_observations_is_cut_before_its_last_row(tmp_path):
+    batches = [batch([1] * 3, [0, 1, 2], next_obs=False)]
+    storage = loaded(written(tmp_path / "out", batches), Keys())
+    after = {obs[:2]: state for obs, _, _, state in stored(storage)}
+    assert after.keys() == {(1, 0), (1, 1)}
+    assert after[(1, 1)][:2] == (1, 2)
+
+
+def test_rllibs_recorded_logits_are_taken(tmp_path):
+    path = written(tmp_path / "out", [batch([1] * 2, [0, 1], "truncated", mu=4.0)])
+    assert {tuple(mu) for *_, mu in rows(loaded(path, Keys()))} == {(4.0, 4.0, 4.0)}
+
+
+def test_damaged_output_of_rllib_is_refused(tmp_path):
+    path = written(tmp_path / "out", [batch([1] * 2, [0, 1])])
+    (file,) = Path(path).iterdir()
+    content = file.read_text()
+    file.write_text(content[: len(content) // 2])
+    refused("cannot be read: JSONDecodeError", path, env=Keys())
+    file.write_text(json.dumps({"type": "SampleBatch", "obs": [[1, 2]]}))
+    refused("lacks the columns actions, rewards", path, env=Keys())
+
+
+# On Ray
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def pendulum(steps=40):
+    env = gym.make("Pendulum-v1")
+    made = []
+    for number in range(2):
+        observations = [env.reset(seed=number)[0]]
+        actions = []
+        for _ in range(steps):
+            actions.append(env.action_space.sample())
+            observations.append(env.step(actions[-1])[0])
+        flat = {"observations": np.stack(observations), "actions": np.stack(actions)}
+        made.append(episode(number, steps, "truncated", **flat))
+    return write(made, "pendulum/random-v0", env="Pendulum-v1")
+
+
+SMALL = {
+    "n_interactions": 20,
+    "n_critic_steps": 4,
+    "n_actor_steps": 4,
+    "train_batch_size": 8,
+    "replay_capacity": 1000,
+    "margin": 3,
+}
+
+
+@pytest.mark.parametrize("kind", [QWRConfig, AWRConfig])
+def test_training_offline_then_online(local_ray, kind, tmp_path):
+    settings = SMALL | {"offline": {"dataset": pendulum(), "iterations": 2}}
+    config = (
+        kind()
+        .environment("Pendulum-v1")
+        .env_runners(num_env_runners=0)
+        .training(**settings)
+        .evaluation(evaluation_interval=1, evaluation_duration=1)
+    )
+    algo = config.build_algo()
+    try:
+        results = [algo.train() for _ in range(2)]
+        for result in results:
+            assert result["num_env_steps_sampled_lifetime"] == 0
+            assert result["replay"]["num_rows"] == 80
+            assert np.isfinite(result["evaluation"]["env_runners"]["episode_return_mean"])
+        assert algo.learner.networks.normalizer.count == 80
+        path = algo.save(str(tmp_path / "saved")).checkpoint.path
+        result = algo.train()
+        assert result["num_env_steps_sampled_lifetime"] == 20
+        assert result["replay"]["num_rows"] == 100
+    finally:
+        algo.stop()
+    minari.delete_dataset("pendulum/random-v0")  # the replay is in the checkpoint
+    restored = config.algo_class.from_checkpoint(path)
+    try:
+        result = restored.train()
+        assert result["num_env_steps_sampled_lifetime"] == 20
+        assert result["replay"]["num_rows"] == 100
+    finally:
+        restored.stop()
+
+
+def test_the_output_of_rllibs_own_algorithms_is_read(local_ray, tmp_path):
+    for number, config in enumerate((QWRConfig().training(**SMALL), PPOConfig())):
+        folder = tmp_path / str(number)
+        config.api_stack(
+            enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
+        )
+        config.environment("Pendulum-v1").env_runners(num_env_runners=0)
+        if number:
+            config.training(train_batch_size=64, minibatch_size=32)
+            config.env_runners(rollout_fragment_length=64)
+        algo = config.offline_data(output=str(folder)).build_algo()
+        algo.train()
+        algo.stop()
+        env = gym.make("Pendulum-v1")
+        storage = loaded(str(folder), env)
+        assert storage.num_rows >= (20, 63)[number]
+        actions = np.array([action for _, action, _ in rows(storage)])
+        assert np.abs(actions).max() < 8
+        if not number:  # the mean that was recorded, and the sample that was taken
+            mu = np.array([each for *_, each in rows(storage)])
+            assert np.abs(actions - mu).max() > 0.1
