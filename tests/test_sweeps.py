@@ -311,8 +311,10 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def statuses(experiment: Path) -> list[str]:
+    """Of the trials in the order of their ids; Tune's state has the resumed ones first."""
     state = json.loads(max(experiment.glob("experiment_state-*.json")).read_text())
-    return [json.loads(trial)["status"] for trial, _ in state["trial_data"]]
+    entries = [json.loads(trial) for trial, _ in state["trial_data"]]
+    return [entry["status"] for entry in sorted(entries, key=lambda entry: entry["trial_id"])]
 
 
 def results_of(experiment: Path, trial: str) -> list[dict[str, Any]]:
