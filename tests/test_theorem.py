@@ -63,7 +63,7 @@ def test_awr_clones_whatever_the_rewards_and_qwr_improves(discrete):
     qwr = run_trial(replace(base, algorithm="QWR"))
     before = awr.cloning[0]
     for cloned in (awr, opposite):
-        assert cloned.cloning[-1] > (0.9 if discrete else 0.6)
+        assert cloned.cloning[-1] > (0.8 if discrete else 0.6)
         assert np.all(np.diff(cloned.cloning) > (-0.02 if discrete else -0.1))
     assert awr.policy_return < awr.logged_return + (0.1 if discrete else 0.25)
     assert awr.logged_return == opposite.logged_return
