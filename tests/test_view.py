@@ -227,5 +227,5 @@ def test_slices_equal_a_naive_walk(episodes, length):
 
 def test_num_bytes_is_what_the_columns_take():
     view = ReplayView(CONTINUOUS, 1600)
-    # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next and int8 kind.
-    assert view.num_bytes == 1700 * (5 * 4 + 1 + 8 + 1)
+    # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next and inserted, int8 kind, int32 version.
+    assert view.num_bytes == 1700 * (5 * 4 + 1 + 8 + 8 + 1 + 4)
