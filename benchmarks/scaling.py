@@ -74,7 +74,7 @@ def inserts(writers: int, seconds: float, rows: int) -> float:
     return stored / took
 
 
-def env_steps(workers: int, steps: int) -> float:
+def env_steps(workers: int, steps: int, turns: int) -> float:
     """Environment steps per second into the replay."""
     algo = (
         QWRConfig()
@@ -83,13 +83,14 @@ def env_steps(workers: int, steps: int) -> float:
         .training(n_interactions=steps, replay_capacity=10 * steps, learner_threads=1)
         .build_algo()
     )
-    algo._collect()  # warms up
-    algo._update_view()
-    started = time.perf_counter()
-    algo._collect()
-    rate = steps / (time.perf_counter() - started)
+    seconds = []
+    for _ in range(turns + 1):  # the first warms up
+        started = time.perf_counter()
+        algo._collect()
+        seconds.append(time.perf_counter() - started)
+        algo._update_view()
     algo.stop()
-    return rate
+    return steps / float(np.median(seconds[1:]))
 
 
 def view_update(rows: int, turns: int) -> dict[str, float]:
@@ -132,7 +133,7 @@ def main(seconds: float, turns: int, out: str | None) -> None:
             click.echo(f"{writers:2d} writers, fragments of {rows:4d} rows: {rate:9.0f} rows/s")
     result["env_steps_per_s"] = {}
     for workers in (1, 2):
-        rate = env_steps(workers, 1000)
+        rate = env_steps(workers, 1000, turns)
         result["env_steps_per_s"][workers] = rate
         click.echo(f"{workers} rollout workers: {rate:6.0f} environment steps/s")
     if out:

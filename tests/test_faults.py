@@ -1,5 +1,6 @@
 """What is lost when a process is killed, and what is not: SIGKILL in the middle of runs."""
 
+import asyncio
 import json
 import os
 import signal
@@ -15,10 +16,12 @@ from ray import tune
 from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.replay.actor import Receipt
 from qwr_rllib.replay.refill import store_arrays
 from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.rollouts import collect, resend
 from qwr_rllib.specs import Spec
 
 TINY = {
@@ -149,6 +152,35 @@ def test_the_only_rollout_worker_killed_while_it_samples(build, tmp_path):
     assert set(rows) <= set(written(tmp_path))
 
 
+class Slow:
+    """A replay that takes its time; it remembers how many adds were under way at once."""
+
+    def __init__(self):
+        self.now = self.most = 0
+
+    async def add(self, fragments, worker):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.2)
+        self.now -= 1
+        return Receipt(len(fragments), 0, [])
+
+    async def most_at_once(self):
+        return self.most
+
+
+def test_a_worker_waits_for_the_replay_and_says_how_long(build):
+    worker = build().env_runner
+    slow = ray.remote(num_cpus=0, max_concurrency=8)(Slow).remote()
+    receipts = [collect(worker, slow, round_number=0, policy_version=0) for _ in range(3)]
+    assert all(receipt.blocked_s >= 0.2 for receipt in receipts)
+    assert ray.get(slow.most_at_once.remote()) == 1
+    # Kept are the rows of the round, and no others.
+    again = resend(worker, slow, round_number=0)
+    assert again.num_rows_stored == sum(receipt.num_rows_stored for receipt in receipts)
+    assert resend(worker, slow, round_number=1).num_rows_stored == 0
+
+
 class Mortal:
     """A replay that does not survive its first question."""
 
@@ -164,6 +196,21 @@ def test_a_replay_that_keeps_dying_ends_the_run():
     with pytest.raises(RuntimeError, match="died 4 times within an iteration"):
         replay.update_view()
     assert replay.num_restarts == 3
+
+
+def test_a_restore_with_overlapped_rows_neither_loses_nor_repeats_them(build, tmp_path):
+    """A checkpoint has the next iteration's rows already; they are collected once."""
+    algo = build(num_env_runners=1, overlap_sampling=True)
+    algo.train()
+    algo.save(str(tmp_path / "checkpoint"))
+    restored = build(num_env_runners=1, overlap_sampling=True)
+    restored.restore(str(tmp_path / "checkpoint"))
+    assert held(state(restored)) == held(state(algo))
+    result = restored.train()
+    assert result["num_env_steps_sampled_lifetime"] == 200
+    assert result["replay"]["policy_age"] == 10
+    # 200 rows were seen by the learner, each once.
+    assert restored.learner.networks.normalizer.count.item() == 200
 
 
 def test_an_empty_store_is_refilled_too():

@@ -383,6 +383,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
          r"replay_capacity must be >= n_interactions \(1000\), got 999"),
         ({"n_interactions": 0}, "n_interactions must be an integer >= 1, got 0"),
         ({"max_refused_fraction": 2}, r"max_refused_fraction must be a number in \[0, 1\], got 2"),
+        ({"overlap_sampling": 1}, "overlap_sampling must be true or false, got 1"),
         ({"learner_threads": 0}, "learner_threads must be an integer >= 1, got 0"),
         ({"lr": 3e-4}, "lr has no effect, set critic_lr and actor_lr; got 0.0003"),
         ({"model": {"fcnet_hiddens": []}}, "model.fcnet_hiddens must be a list of integers"),
@@ -394,6 +395,12 @@ def test_impossible_values_are_named(training, message):
     with pytest.raises(ValueError, match=message) as error:
         config.validate()
     assert "\n" not in str(error.value)
+
+
+def test_overlapping_needs_a_rollout_worker():
+    config = QWRConfig().environment("Pendulum-v1").env_runners(num_env_runners=0)
+    with pytest.raises(ValueError, match="overlap_sampling needs num_env_runners >= 1"):
+        config.training(overlap_sampling=True).validate()
 
 
 def test_environments_must_share_the_interactions_evenly():
