@@ -1,7 +1,7 @@
 """A store that is made again from its view is the store that was lost."""
 
 import numpy as np
-from helpers import CONTINUOUS, fragment, stored
+from helpers import CONTINUOUS, STACKED, fragment, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,19 +24,26 @@ ARRIVALS = st.lists(
 def arrive(storage: ReplayStorage, arrivals) -> None:
     for version, (episode, start, length, end) in enumerate(arrivals):
         storage.add(
-            fragment(episode, start, start + length, end, policy_version=np.array(10 * version))
+            fragment(
+                episode,
+                start,
+                start + length,
+                end,
+                storage.spec,
+                policy_version=np.array(10 * version),
+            )
         )
 
 
 def refilled(view: ReplayView, outline) -> ReplayStorage:
-    other = ReplayStorage(CONTINUOUS, 40)
+    other = ReplayStorage(view.spec, 40)
     other.load(store_arrays(view, outline))
     return other
 
 
-@given(ARRIVALS, ARRIVALS, ARRIVALS)
-def test_refilled_stores_are_the_same_and_go_on_the_same(first, second, later):
-    storage, view = ReplayStorage(CONTINUOUS, 40), ReplayView(CONTINUOUS, 40)
+@given(ARRIVALS, ARRIVALS, ARRIVALS, st.sampled_from([CONTINUOUS, STACKED]))
+def test_refilled_stores_are_the_same_and_go_on_the_same(first, second, later, spec):
+    storage, view = ReplayStorage(spec, 40), ReplayView(spec, 40)
     for arrivals in (first, second):  # the view follows in two steps
         arrive(storage, arrivals)
         view.update(storage.changes(view.uid, view.version))
