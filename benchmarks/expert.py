@@ -19,6 +19,7 @@ import minari
 import numpy as np
 import stable_baselines3
 from minari.data_collector import EpisodeBuffer
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.monitor import Monitor
 
@@ -45,9 +46,8 @@ def train(args: argparse.Namespace) -> None:
     model.learn(args.steps, callback=evaluation, progress_bar=args.progress)
 
 
-def play(args: argparse.Namespace) -> list[EpisodeBuffer]:
-    """Episodes of the best policy; their seeds are not those of the training."""
-    model = ALGORITHMS[args.algo].load(args.folder / "best_model.zip", device="cpu")
+def play(args: argparse.Namespace, model: BaseAlgorithm) -> list[EpisodeBuffer]:
+    """Episodes of a policy; their seeds are not those of the training."""
     env = gym.make(args.env)
     buffers = []
     for i in range(args.episodes):
@@ -89,12 +89,14 @@ def main() -> None:
         parser.error(f"there is no {args.folder}/best_model.zip")
     if not args.record_only:
         train(args)
-    buffers = play(args)
+    model = ALGORITHMS[args.algo].load(args.folder / "best_model.zip", device="cpu")
+    buffers = play(args, model)
     returns = [sum(buffer.rewards) for buffer in buffers]
     lengths = [len(buffer.rewards) for buffer in buffers]
     score = (
-        f"{args.algo} of Stable-Baselines3 {stable_baselines3.__version__}, {args.steps} steps, "
-        f"seed {args.seed}: return {np.mean(returns):.1f} ± {np.std(returns):.1f} over "
+        f"{args.algo} of Stable-Baselines3 {stable_baselines3.__version__}, best of its "
+        f"training at {model.num_timesteps} steps, seed {model.seed}: "
+        f"return {np.mean(returns):.1f} ± {np.std(returns):.1f} over "
         f"{len(returns)} episodes of {np.mean(lengths):.0f} steps"
     )
     minari.create_dataset_from_buffers(
