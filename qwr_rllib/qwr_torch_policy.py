@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import gymnasium as gym
@@ -121,6 +122,9 @@ class QWRTorchPolicy(TorchPolicyV2):
     ) -> None:
         self.spec = spec_of(observation_space, action_space, frame_stack_of(config))
         self.learner: Learner | None = None
+        # A seeded worker that is started again numbers its episodes as before: what tells them
+        # apart in the replay must be new in each process.
+        self.episode_salt = secrets.randbits(62)
         super().__init__(observation_space, action_space, config, max_seq_len=1)
         defaults = self._get_default_view_requirements()
         self.view_requirements = {name: defaults[name] for name in COLLECTED} | {

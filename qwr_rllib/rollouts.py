@@ -148,7 +148,7 @@ def fragments_of(policy: QWRTorchPolicy, batch: SampleBatch) -> list[Fragment]:
             context, states = states[0, :-1], states[:, -1]
         fragments.append(
             Fragment(
-                episode=int(episodes[start]),
+                episode=int(episodes[start]) ^ policy.episode_salt,
                 start=int(times[start]),
                 obs=states,
                 action_dist_inputs=params,

@@ -260,6 +260,18 @@ def test_restore_into_an_algorithm_and_a_policy_alone(build, tmp_path):
     np.testing.assert_array_equal(policy.compute_single_action(obs, explore=False)[0], expected)
 
 
+def test_a_restored_worker_takes_no_step_in_vain(build, tmp_path):
+    """Seeded as before, it would give its episodes the names of those in the replay."""
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    restored = QWR.from_checkpoint(tmp_path)
+    before = restored.get_policy().global_timestep
+    assert restored.train()["replay"]["num_rows"] == 400
+    assert restored.get_policy().global_timestep == before + 200
+    restored.stop()
+
+
 def test_a_changed_learning_rate_survives_a_restore(build, tmp_path):
     algo = build()
     algo.train()
