@@ -294,8 +294,10 @@ class QWRConfig(AlgorithmConfig):
         if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
             raise ValueError(f"batch_mode must be 'truncate_episodes', got {self.batch_mode!r}")
         for name in ("fcnet_hiddens", "post_fcnet_hiddens"):
-            widths = self.model.get(name) or [256]
-            if not all(isinstance(width, int) and width > 0 for width in widths):
+            widths = self.model.get(name)
+            if name == "post_fcnet_hiddens" and not widths:
+                continue  # RLlib's default, for which the networks have their own
+            if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
                 raise ValueError(f"model.{name} must be a list of integers > 0, got {widths!r}")
         if self.model.get("fcnet_activation") not in ACTIVATIONS:
             raise ValueError(
