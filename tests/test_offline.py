@@ -422,23 +422,21 @@ def test_training_offline_then_online(local_ray, kind, tmp_path):
 
 
 def test_the_output_of_rllibs_own_algorithms_is_read(local_ray, tmp_path):
-    for number, config in enumerate((QWRConfig().training(**SMALL), PPOConfig())):
-        folder = tmp_path / str(number)
-        config.api_stack(
-            enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False
-        )
-        config.environment("Pendulum-v1").env_runners(num_env_runners=0)
-        if number:
-            config.training(train_batch_size=64, minibatch_size=32)
-            config.env_runners(rollout_fragment_length=64)
-        algo = config.offline_data(output=str(folder)).build_algo()
-        algo.train()
-        algo.stop()
-        env = gym.make("Pendulum-v1")
-        storage = loaded(str(folder), env)
-        assert storage.num_rows >= (20, 63)[number]
-        actions = np.array([action for _, action, _ in rows(storage)])
-        assert np.abs(actions).max() < 8
-        if not number:  # the mean that was recorded, and the sample that was taken
-            mu = np.array([each for *_, each in rows(storage)])
-            assert np.abs(actions - mu).max() > 0.1
+    config = (
+        PPOConfig()
+        .api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
+        .environment("Pendulum-v1")
+        .env_runners(num_env_runners=0, batch_mode="complete_episodes")
+        .training(train_batch_size=64, minibatch_size=64, num_epochs=1)
+        .offline_data(output=str(tmp_path / "out"))
+    )
+    algo = config.build_algo()
+    algo.train()
+    algo.stop()
+    storage = loaded(str(tmp_path / "out"), gym.make("Pendulum-v1"), capacity=5000)
+    assert storage.num_rows % 200 in (0, 199)  # whole episodes, which a time limit cuts
+    assert storage.num_episodes == -(-storage.num_rows // 200)
+    actions, mu = (np.array(part) for part in list(zip(*rows(storage), strict=True))[1:])
+    # PPO's samples around a mean near 0 with std 1, as it gave them and not scaled again.
+    assert 0.7 < actions.std() < 1.3
+    np.testing.assert_array_equal(actions, mu)  # its mean and std are not a constant-std Gaussian's

@@ -95,11 +95,11 @@ def test_what_cannot_be_recorded_is_refused(checkpoint, tmp_path, monkeypatch):
         ([checkpoint, "--env", "CartPole-v1"], "CartPole-v1 has"),
         ([checkpoint, "--episodes", "0"], "0 is not in the range"),
     ):
-        result = invoke(*arguments, "--dataset-id", "a/b-v0")
+        result = invoke(*arguments, "--dataset-id", "pendulum/other-v0")
         assert result.exit_code == 2, result.output
         assert message in result.stderr
     monkeypatch.setitem(__import__("sys").modules, "minari.storage", None)
-    result = invoke(checkpoint, "--dataset-id", "a/b-v0")
+    result = invoke(checkpoint, "--dataset-id", "pendulum/other-v0")
     assert result.exit_code == 2
     assert "pip install 'qwr-rllib[offline]'" in result.stderr
 
