@@ -1,12 +1,12 @@
 """Q-Value Weighted Regression on Ray RLlib.
 
 Importing this package registers its algorithms with Tune, so that ``run: QWR`` resolves, and its
-environments with RLlib. Without
-Ray the formulas, networks, learner, replay storage and view can still be imported.
+environments with RLlib. Without Ray the formulas, networks, learner, replay storage and view can
+still be imported.
 """
 
 __version__ = "0.1.0"
-__all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig"]
+__all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig", "register"]
 
 try:
     from ray.tune.registry import register_env, register_trainable
@@ -19,7 +19,15 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "ray":
         raise
 else:
-    register_trainable("QWR", QWR)
-    register_trainable("AWR", AWR)
-    register_trainable("AWAC", AWAC)
-    register_env(ATARI, make_atari)
+
+    def register() -> None:
+        """Makes the algorithms known to Tune and the environments to RLlib by their names.
+
+        Importing this package does it. Ray forgets it with ``ray.shutdown()``: who starts Ray a
+        second time in a process calls this again.
+        """
+        for algorithm in (QWR, AWR, AWAC):
+            register_trainable(algorithm.__name__, algorithm)
+        register_env(ATARI, make_atari)
+
+    register()

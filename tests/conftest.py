@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+import qwr_rllib
+
 # The tensors here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
 
@@ -15,3 +17,9 @@ settings.load_profile("steady")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered() -> None:
+    """Each module starts a Ray of its own, and the one before took the names with it."""
+    qwr_rllib.register()
