@@ -127,7 +127,7 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
     """
     config = AtariConfig.from_dict(env_config)
     try:
-        import ale_py  # noqa: F401  # registers the games
+        import ale_py  # registers the games
         import cv2  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -135,6 +135,7 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
             "pip install 'gymnasium[atari]' opencv-python-headless",
             name=error.name,
         ) from error
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner from every worker
     ids = {
         spec.kwargs["game"]: name
         for name, spec in gym.registry.items()

@@ -229,7 +229,8 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
     except Exception as error:
         # RLlib puts a page of its own in front of gymnasium's error, which knows what is missing.
         cause = error.__context__ if isinstance(error, EnvError) else error
-        hint = nearest(str(config.env), _registered(ENV_CREATOR))
+        known = _registered(ENV_CREATOR)
+        hint = "" if config.env in known else nearest(str(config.env), known)
         if str(config.env).startswith("ALE/"):
             hint = f"; pip install ale-py, and call it 'ale_py:{config.env}'"
         raise ConfigError(f"cannot make env {config.env!r}: {cause or error}{hint}") from error
