@@ -30,6 +30,7 @@ from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, ge
 from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
+import qwr_rllib
 from qwr_rllib.cli.errors import ConfigError, check_keys, nearest
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
@@ -193,6 +194,7 @@ def resolve_algorithm(run: Any, where: str) -> type[Algorithm]:
     Raises:
         ConfigError: There is no such algorithm.
     """
+    qwr_rllib.register()  # a Ray that was shut down in this process took the names with it
     try:
         if not isinstance(run, str):
             found = run
@@ -223,6 +225,12 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
     Raises:
         ConfigError: It cannot be made; says what to install where gymnasium knows.
     """
+    if str(config.env).startswith("ALE/"):
+        # Where something has imported ale-py it could be made here, but not in the workers.
+        raise ConfigError(
+            f"cannot make env {config.env!r}: workers know it as 'ale_py:{config.env}' "
+            "(pip install ale-py)"
+        )
     try:
         _, creator = algorithm._get_env_id_and_creator(config.env, config)
         return creator(EnvContext(config.env_config, worker_index=0))
@@ -231,8 +239,6 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
         cause = error.__context__ if isinstance(error, EnvError) else error
         known = _registered(ENV_CREATOR)
         hint = "" if config.env in known else nearest(str(config.env), known)
-        if str(config.env).startswith("ALE/"):
-            hint = f"; pip install ale-py, and call it 'ale_py:{config.env}'"
         raise ConfigError(f"cannot make env {config.env!r}: {cause or error}{hint}") from error
 
 
