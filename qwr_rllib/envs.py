@@ -10,13 +10,14 @@ there are 27,000 interactions and lives do not count.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
+
+from qwr_rllib.names import did_you_mean, from_mapping
 
 ATARI = "Atari100k"
 LIFE_LOST = "life_lost"
@@ -25,7 +26,7 @@ LIFE_LOST = "life_lost"
 
 @dataclass(frozen=True)
 class AtariConfig:
-    """The keys of ``env_config``.
+    """The keys of ``env_config``, read by :func:`~qwr_rllib.names.from_mapping`.
 
     Raises:
         ValueError: for an impossible value, naming the key, the value and what is allowed.
@@ -77,27 +78,21 @@ class AtariConfig:
         if not isinstance(sticky, (int, float)) or not 0 <= sticky < 1:
             raise ValueError(f"env_config.sticky_actions must be in [0, 1), got {sticky!r}")
 
-    @classmethod
-    def from_dict(cls, env_config: Mapping[str, Any]) -> AtariConfig:
-        """Reads ``env_config``.
 
-        Raises:
-            ValueError: for an unknown key, naming the nearest known one, or a missing ``game``.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in env_config:
-            if key not in known:
-                raise ValueError(f"unknown env_config key {key!r}{_did_you_mean(key, known)}")
-        if "game" not in env_config:
-            raise ValueError("env_config.game is missing: the name of an Atari game, as 'pong'")
-        return cls(**env_config)
+def atari_config(env_config: Mapping[str, Any]) -> AtariConfig:
+    """The checked ``env_config``.
+
+    Raises:
+        ValueError: naming the key, and the nearest known one where it is unknown.
+    """
+    return from_mapping(AtariConfig, env_config, "env_config")
 
 
 def frame_stack_of(config: Any) -> int:
     """How many frames an observation has, by a ``QWRConfig`` or its dict."""
     if config["frame_stack"] != "auto":
         return config["frame_stack"]
-    return AtariConfig.from_dict(config["env_config"]).frame_stack if config["env"] == ATARI else 1
+    return atari_config(config["env_config"]).frame_stack if config["env"] == ATARI else 1
 
 
 class LifeLoss(gym.Wrapper):
@@ -125,7 +120,7 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
         ValueError: for an unknown game, naming the nearest ones, or another impossible setting.
         ModuleNotFoundError: if ale-py or OpenCV is missing, with what installs it.
     """
-    config = AtariConfig.from_dict(env_config)
+    config = atari_config(env_config)
     try:
         import ale_py  # registers the games
         import cv2  # noqa: F401
@@ -144,7 +139,7 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
     if config.game not in ids:
         raise ValueError(
             f"env_config.game must be the name of an Atari game, got {config.game!r}"
-            f"{_did_you_mean(str(config.game), list(ids), 3)}"
+            f"{did_you_mean(str(config.game), ids, 3)}"
         )
     env = gym.make(
         ids[config.game],
@@ -164,8 +159,3 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
     limit = config.max_episode_steps
     env = TimeLimit(env, config.evaluation_max_episode_steps if config.evaluation else limit)
     return FrameStackObservation(env, config.frame_stack)
-
-
-def _did_you_mean(name: str, known: list[str], count: int = 1) -> str:
-    nearest = difflib.get_close_matches(name, known, count, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""

@@ -10,11 +10,10 @@ RLlib's output is unpickled where its columns are compressed: read only what you
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -23,6 +22,7 @@ import numpy as np
 from ray.rllib.offline.json_reader import from_json_data
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
 
+from qwr_rllib.names import did_you_mean
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.specs import Spec
 
@@ -75,23 +75,6 @@ class OfflineConfig:
         number = isinstance(smoothing, (int, float)) and not isinstance(smoothing, bool)
         require("smoothing", "a number in (0, 1]", number and 0 < smoothing <= 1)
         require("check_env", "true or false", isinstance(self.check_env, bool))
-
-    @classmethod
-    def from_dict(cls, offline: Mapping[str, Any]) -> OfflineConfig:
-        """Reads the config's ``offline``.
-
-        Raises:
-            ValueError: for an unknown key, naming the nearest known one, or no ``dataset``.
-        """
-        if not isinstance(offline, Mapping):
-            raise ValueError(f"offline must be a mapping such as {{dataset: ...}}, got {offline!r}")
-        known = [field.name for field in fields(cls)]
-        for key in offline:
-            if key not in known:
-                raise ValueError(f"unknown offline key {key!r}{_did_you_mean(str(key), known)}")
-        if "dataset" not in offline:
-            raise ValueError("offline.dataset is missing: a Minari data set's id, or a path")
-        return cls(**offline)
 
 
 class Episode(NamedTuple):
@@ -338,7 +321,7 @@ def _minari_dataset(name: str, folder: Path | None) -> Dataset:
         known = list(minari.list_local_datasets())
         raise ValueError(
             f"offline.dataset: there is no data set {name!r} in Minari's store "
-            f"{get_dataset_path()}{_did_you_mean(name, known)} "
+            f"{get_dataset_path()}{did_you_mean(name, known)} "
             f"(`minari download {name}` fetches a public one)"
         ) from None
     except Exception as error:
@@ -474,8 +457,3 @@ def _rllib_rows(where: str, batch: SampleBatch) -> Iterator[tuple[Any, tuple]]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -6,7 +6,6 @@ rollout workers --rows--> replay actor --new rows--> learner's view --weights-->
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import pickle
@@ -44,9 +43,10 @@ from ray.util.scheduling_strategies import (
 
 from qwr_rllib import losses
 from qwr_rllib.collection import Collector, num_steps
-from qwr_rllib.envs import ATARI, AtariConfig, frame_stack_of
+from qwr_rllib.envs import ATARI, atari_config, frame_stack_of
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.metrics import RunMetrics
+from qwr_rllib.names import did_you_mean, from_mapping
 from qwr_rllib.networks import ACTIVATIONS
 from qwr_rllib.offline import OfflineConfig, load
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
@@ -229,9 +229,7 @@ class QWRConfig(AlgorithmConfig):
             # "class" and "_..." are RLlib's and Tune's own bookkeeping.
             if key.startswith("_") or self._translate_special_keys(key, False) in known:
                 continue
-            nearest = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(f"unknown config key {key!r}{hint}")
+            raise ValueError(f"unknown config key {key!r}{did_you_mean(key, known)}")
         return super().update_from_dict(config_dict)
 
     @override(AlgorithmConfig)
@@ -262,7 +260,7 @@ class QWRConfig(AlgorithmConfig):
         if self.reward_clip is not None:
             _require_number("reward_clip", self.reward_clip, 0, None)
         if self.env == ATARI:
-            AtariConfig.from_dict(self.env_config)
+            atari_config(self.env_config)
         if self.overlap_sampling and not self.num_env_runners and not self.in_evaluation:
             raise ValueError(
                 "overlap_sampling needs num_env_runners >= 1: the main process cannot collect "
@@ -322,7 +320,9 @@ class QWRConfig(AlgorithmConfig):
         Raises:
             ValueError: naming the key, the value and what is allowed.
         """
-        return None if self.offline is None else OfflineConfig.from_dict(self.offline)
+        if self.offline is None:
+            return None
+        return from_mapping(OfflineConfig, self.offline, "offline")
 
     def load_offline(self, env: gym.Env) -> ReplayStorage | None:
         """A store with the logged data of ``offline``; ``None`` where all data is collected.
@@ -409,6 +409,7 @@ class QWR(Algorithm):
         self._replay_metrics: dict[str, float] = {}
         self._blocked_s = 0.0
         self._versions = versions()
+        self._offline = config.offline_config()
         self._num_rows_offline = 0  # of those inserted into the replay
         # Without Tune, the folder of the results is what names a run.
         trial = self.trial_name if self.trial_id != "default" else Path(self.logdir).name
@@ -472,7 +473,7 @@ class QWR(Algorithm):
                 "this algorithm was restored without its replay, which Algorithm.from_checkpoint "
                 "does not know of: use QWR.from_checkpoint or Algorithm.restore"
             )
-        if self.config.offline is not None and not self.view.num_rows:
+        if self._offline is not None and not self.view.num_rows:
             self._fill()
         if self._collects(self.iteration):
             with self._timers[SAMPLE_TIMER]:
@@ -519,10 +520,9 @@ class QWR(Algorithm):
 
     def _collects(self, iteration: int) -> bool:
         """Whether an iteration (the first is 0) collects rows, or trains on logged data alone."""
-        offline = self.config.offline_config()
-        if offline is None:
+        if self._offline is None:
             return True
-        return offline.iterations is not None and iteration >= offline.iterations
+        return self._offline.iterations is not None and iteration >= self._offline.iterations
 
     def _fill(self) -> None:
         """Fills the replay with the logged data."""

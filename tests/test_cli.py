@@ -20,7 +20,7 @@ from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from qwr_rllib.cli import qwr, rllib
-from qwr_rllib.cli.experiments import Overrides, check_experiment, read_file
+from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
 from qwr_rllib.cli.progress import row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
 
@@ -230,6 +230,18 @@ def test_grid_is_counted_and_scientific_notation_is_a_number(tmp_path: Path) -> 
     experiment = check_experiment("a", specs["a"], Overrides(storage_path=str(tmp_path)))
     assert experiment.tune_spec["config"]["critic_lr"]["grid_search"] == [0.0005, 0.001, 2]
     assert experiment.num_trials == 6
+
+
+def test_a_gpu_is_taken_where_there_is_one(tmp_path: Path) -> None:
+    def checked(num_gpus: object) -> Experiment:
+        spec = {"run": "QWR", "env": "Pendulum-v1", "config": {"num_gpus": num_gpus}}
+        return check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
+
+    experiment = checked("auto")
+    assert experiment.resources == {"CPU": 2.0}  # none is needed
+    assert experiment.spec_where(gpus=2)["config"]["num_gpus"] == 1
+    assert experiment.spec_where(gpus=0)["config"]["num_gpus"] == 0
+    assert checked(0).spec_where(gpus=2)["config"]["num_gpus"] == 0
 
 
 def test_row_of_qwr_and_of_an_algorithm_without_its_metrics() -> None:

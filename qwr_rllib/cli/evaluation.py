@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -282,6 +282,23 @@ def opened(
     return found, algorithm, config, agent, environment
 
 
+CHECKPOINT_OPTIONS = [
+    click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm."),
+    click.option("--env", help="Another environment than the checkpoint's."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+                 help="Of the first episode; the next has the next."),
+    click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
+                 help="The training's YAML or Python file, for the modules it needs."),
+]  # fmt: skip
+
+
+def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that every way to play a checkpoint's policy has."""
+    for option in reversed(CHECKPOINT_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--episodes", type=click.IntRange(1), metavar="N",
@@ -292,12 +309,7 @@ def opened(
               help="Write the episodes here: .json or .csv.")  # fmt: skip
 @click.option("--video", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Write each episode here as an MP4.")  # fmt: skip
-@click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm.")
-@click.option("--env", help="Another environment than the checkpoint's.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of the first episode; the next has the next.")  # fmt: skip
-@click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="The training's YAML or Python file, for the modules it needs.")  # fmt: skip
+@checkpoint_options
 def evaluate(
     checkpoint: Path,
     episodes: int | None,

@@ -31,9 +31,10 @@ from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
 import qwr_rllib
-from qwr_rllib.cli.errors import ConfigError, check_keys, nearest
+from qwr_rllib.cli.errors import ConfigError, check_keys
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
+from qwr_rllib.names import did_you_mean
 from qwr_rllib.qwr import QWRConfig
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
@@ -86,10 +87,19 @@ class Experiment:
     tune_spec: dict[str, Any]
     """What ``Experiment.from_json`` of Tune takes."""
     sweep: Sweep
+    gpu_if_any: bool
+    """``num_gpus`` is "auto": 1 where Ray has a GPU, else 0."""
 
     @property
     def path(self) -> str:
         return f"{self.storage_path}/{self.name}"
+
+    def spec_where(self, gpus: float) -> dict[str, Any]:
+        """Its ``tune_spec`` for a Ray that has so many GPUs."""
+        config = self.tune_spec["config"]
+        if self.gpu_if_any and gpus:
+            config = config | {"num_gpus": 1}
+        return self.tune_spec | {"config": config}
 
 
 # --- Reading -------------------------------------------------------------------------------
@@ -205,7 +215,9 @@ def resolve_algorithm(run: Any, where: str) -> type[Algorithm]:
             found = ALGORITHMS[run]()[0] if run in ALGORITHMS else get_trainable_cls(run)
     except TuneError as error:
         known = [*ALGORITHMS, *_registered(TRAINABLE_CLASS)]
-        raise ConfigError(f"{where}: unknown algorithm {run!r}{nearest(run, known)}") from error
+        raise ConfigError(
+            f"{where}: unknown algorithm {run!r}{did_you_mean(run, known)}"
+        ) from error
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{where}: cannot import {run!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
@@ -238,7 +250,7 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
         # RLlib puts a page of its own in front of gymnasium's error, which knows what is missing.
         cause = error.__context__ if isinstance(error, EnvError) else error
         known = _registered(ENV_CREATOR)
-        hint = "" if config.env in known else nearest(str(config.env), known)
+        hint = "" if config.env in known else did_you_mean(str(config.env), known)
         raise ConfigError(f"cannot make env {config.env!r}: {cause or error}{hint}") from error
 
 
@@ -263,6 +275,8 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
     config = with_spaces(_mapping(spec, "config", name), f"{name}: config")
     env = overrides.env or spec.get("env") or config.get("env")
     config |= {"env": env} if env else {}
+    gpu_if_any = config.get("num_gpus") == "auto"
+    config |= {"num_gpus": 0} if gpu_if_any else {}
     config |= {"log_level": overrides.log_level} if overrides.log_level else {}
     checkpoint_config = _mapping(spec, "checkpoint_config", name) | overrides.checkpoint_config
     check_keys(checkpoint_config, CHECKPOINT_KEYS, f"{name}: checkpoint_config")
@@ -297,7 +311,9 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         "storage_path": storage_path,
     }
     num_trials = num_variants * max(1, spec.get("num_samples", 1))
-    return Experiment(name, algorithm, stop, storage_path, resources, num_trials, tune_spec, sweep)
+    return Experiment(
+        name, algorithm, stop, storage_path, resources, num_trials, tune_spec, sweep, gpu_if_any
+    )
 
 
 def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

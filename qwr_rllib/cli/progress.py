@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 from rich.console import Console
 
-from qwr_rllib.cli.errors import nearest
+from qwr_rllib.names import did_you_mean
 
 ITERATION = "training_iteration"
 ENV_STEPS = "num_env_steps_sampled_lifetime"
@@ -124,7 +124,7 @@ class Progress(Callback):
         flat = flatten_dict(result)
         for metric in self._stop.keys() - flat.keys() - self._warned:
             self._warned.add(metric)
-            hint = nearest(metric, flat.keys())
+            hint = did_you_mean(metric, flat.keys())
             self._say(f"Stop criterion {metric!r} is not among the results so far{hint}", "yellow")
         margin = len(str(trial)) if self._show_trials else 0
         if time.monotonic() - self._header_at > HEADER_EVERY_S:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from qwr_rllib.cli.errors import ConfigError
-from qwr_rllib.cli.evaluation import Agent, opened
+from qwr_rllib.cli.evaluation import Agent, checkpoint_options, opened
 from qwr_rllib.offline import MU_KEY, NO_MINARI
 
 
@@ -25,12 +25,7 @@ from qwr_rllib.offline import MU_KEY, NO_MINARI
 @click.option("--episodes", type=click.IntRange(1), default=50, show_default=True, metavar="N")
 @click.option("--explore", is_flag=True,
               help="Sample actions as in training; else the most likely one is taken.")  # fmt: skip
-@click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm.")
-@click.option("--env", help="Another environment than the checkpoint's.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Of the first episode; the next has the next.")  # fmt: skip
-@click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
-              help="The training's YAML or Python file, for the modules it needs.")  # fmt: skip
+@checkpoint_options
 def record(
     checkpoint: Path,
     dataset_id: str,

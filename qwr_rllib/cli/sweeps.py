@@ -14,7 +14,8 @@ from ray.tune.schedulers import SCHEDULER_IMPORT, TrialScheduler
 from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
 from ray.tune.search.sample import Domain
 
-from qwr_rllib.cli.errors import ConfigError, check_keys, nearest
+from qwr_rllib.cli.errors import ConfigError, check_keys
+from qwr_rllib.names import did_you_mean
 
 SWEEP_KEYS = {
     "metric",
@@ -155,7 +156,7 @@ def _find(what: str, name: str) -> tuple[Any, Mapping[str, Any]]:
     known: Mapping[str, Any] = SCHEDULER_IMPORT if what == "scheduler" else SEARCH_ALG_IMPORT
     found = known.get(name.lower())
     if found is None:
-        raise ConfigError(f"{what}: unknown {name!r}{nearest(name, known)}")
+        raise ConfigError(f"{what}: unknown {name!r}{did_you_mean(name, known)}")
     try:
         made = found() if inspect.isfunction(found) else found
     except ImportError as error:

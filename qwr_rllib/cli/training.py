@@ -284,13 +284,14 @@ def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[li
     retry = ResumeConfig.ResumeType.RESUME
     resume_config = ResumeConfig(errored=retry) if resumed else None
     sweep = experiment.sweep
+    spec = experiment.spec_where(ray.cluster_resources().get("GPU", 0))
     try:
         with interruption.installed():
             # Not `run_experiments`, which knows neither search algorithms nor limits.
             trials = tune.run(
-                TuneExperiment.from_json(experiment.name, dict(experiment.tune_spec)),
+                TuneExperiment.from_json(experiment.name, spec),
                 scheduler=sweep.make_scheduler(),
-                search_alg=sweep.make_searcher(experiment.tune_spec["config"]),
+                search_alg=sweep.make_searcher(spec["config"]),
                 max_concurrent_trials=sweep.max_concurrent_trials,
                 reuse_actors=sweep.reuse_actors,
                 verbose=0,
