@@ -4,20 +4,28 @@ The inner loops are thousands of steps on networks of a few 256 x 256 layers. At
 autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
 layers' backward passes are written out; the gradient of the loss itself stays autograd's. The
 numbers are those of autograd up to rounding, which the tests check. Networks with other layers
-than these go through :class:`AutogradGradient`, on any device.
+than these go through :class:`AutogradGradient`, on any device. Where Numba is installed, the gate
+of a critic of continuous actions is compiled: :mod:`qwr_rllib.kernels`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from qwr_rllib.networks import CategoricalActor, GatedCritic, GaussianActor, ValueCritic
 
+if TYPE_CHECKING:
+    from qwr_rllib.kernels import GateKernel
+
+logger = logging.getLogger(__name__)
+
 Loss = Callable[..., Tensor]
+Compiler = Literal["torch", "numba"]
 aten: Any = torch.ops.aten
 
 
@@ -36,24 +44,51 @@ class Gradient(Protocol):
         ...
 
 
-def gradient_of(module: nn.Module, loss: Loss, into: Tensor, compiled: bool) -> Gradient:
-    """The fastest gradient there is for this network and device.
+def gradient_of(module: nn.Module, loss: Loss, into: Tensor, compiler: Compiler | None) -> Gradient:
+    """The fastest gradient there is for this network, device and compiler.
 
     Args:
         module: a critic or an actor.
         loss: ``loss(module(*inputs), *targets)`` is a scalar.
         into: ``(p,)``, receives the gradient of all parameters in their order, flat.
-        compiled: let ``torch.compile`` fuse forward and backward pass.
+        compiler: ``"torch"`` lets ``torch.compile`` fuse forward and backward pass, ``"numba"``
+            takes the kernels where there are any for this network.
     """
-    on_cpu = into.device.type == "cpu"
-    if on_cpu and not compiled:
+    if into.device.type == "cpu" and compiler != "torch":
         if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
+            gate = gate_kernel(module, _views(into, module)) if compiler == "numba" else None
+            if gate is not None:
+                return KernelCriticGradient(module, gate, loss, into)
             return CriticGradient(module, loss, into)
         if isinstance(module, (GaussianActor, CategoricalActor, ValueCritic)) and (
             _dense_layers(module.body, module.head) is not None
         ):
             return DenseGradient(module, loss, into)
-    return AutogradGradient(module, loss, into, compiled)
+    return AutogradGradient(module, loss, into, compiler == "torch")
+
+
+def gate_kernel(
+    critic: nn.Module, into: Mapping[Tensor, Tensor] | None = None
+) -> GateKernel | None:
+    """The compiled gate of a critic; ``None`` where there is none for it, or no Numba here.
+
+    Args:
+        critic: its parameters may change afterwards, not move.
+        into: where each parameter's gradient goes, for the kernel's backward pass.
+    """
+    if not (
+        isinstance(critic, GatedCritic)
+        and isinstance(critic.embed, nn.Linear)
+        and isinstance(critic.post, nn.Identity)
+        and critic.embed.weight.device.type == "cpu"
+    ):
+        return None
+    try:
+        from qwr_rllib.kernels import GateKernel
+    except (ImportError, RuntimeError) as error:  # none; or no folder for what it has compiled
+        logger.info("No compiled kernels: %s", error)
+        return None
+    return GateKernel(critic, into)
 
 
 class AutogradGradient:
@@ -234,3 +269,24 @@ class CriticGradient:
             weight_gradient, bias_gradient = self._embed_gradients
             torch.mm(gradient.t(), actions, out=weight_gradient)
             torch.sum(gradient, 0, out=bias_gradient)
+
+
+class KernelCriticGradient:
+    """Of a :class:`GatedCritic` whose body is linear layers and ReLUs, with its compiled gate."""
+
+    def __init__(self, critic: GatedCritic, gate: GateKernel, loss: Loss, into: Tensor) -> None:
+        body = _dense_layers(critic.body)
+        assert body is not None
+        self._body = _Dense(body, _views(into, critic))
+        self._gate = gate
+        self._loss = loss
+
+    @torch.no_grad()
+    def __call__(
+        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        obs, actions = inputs
+        outputs = self._gate.forward(self._body.forward(obs), actions)
+        loss, gradient = _loss_gradient(self._loss, outputs, targets)
+        self._body.backward(self._gate.backward(gradient))
+        return loss, outputs

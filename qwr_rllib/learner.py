@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qwr_rllib import losses
-from qwr_rllib.gradients import gradient_of
+from qwr_rllib.gradients import Compiler, gate_kernel, gradient_of
 from qwr_rllib.networks import (
     CategoricalActor,
     CriticType,
@@ -98,7 +98,7 @@ class LearnerConfig:
     """Global norm to which gradients are clipped; ``None`` does not clip."""
     compile: bool | Literal["auto"] = "auto"
     """``torch.compile`` the regression steps; ``"auto"`` does on a GPU (on CPUs it was measured
-    to gain nothing)."""
+    to gain nothing) and takes Numba's kernels on a CPU; with ``False`` nothing is compiled."""
 
     def __post_init__(self) -> None:
         def require(name: str, allowed: str, ok: Callable[[Any], bool]) -> None:
@@ -219,15 +219,19 @@ class Learner:
         self.num_critic_updates = 0
         self.num_actor_updates = 0
         self.num_target_updates = 0
-        compiled = config.compile
-        if compiled == "auto":
-            compiled = self._device.type == "cuda"
+        compiler: Compiler | None = "torch" if config.compile else None
+        if config.compile == "auto":
+            compiler = "torch" if self._device.type == "cuda" else "numba"
         self._critic_gradient = gradient_of(
-            self.critic, losses.critic_loss, self._critic_adam.gradient, compiled
+            self.critic, losses.critic_loss, self._critic_adam.gradient, compiler
         )
         self._actor_gradient = gradient_of(
-            self.actor, self.actor.regression_loss, self._actor_adam.gradient, compiled
+            self.actor, self.actor.regression_loss, self._actor_adam.gradient, compiler
         )
+        self._gates = {
+            critic: gate_kernel(critic) if compiler == "numba" else None
+            for critic in (self.critic, self.target_critic)
+        }
 
     def observe(self, obs: Tensor) -> None:
         """Takes newly collected raw observations ``(k, ...)`` into the normaliser."""
@@ -445,7 +449,7 @@ class Learner:
         samples, _, probs = self._propose(self.critic, view, states, features)
         values = losses.backup(samples, "mean", probs=probs)
         of_states = self._features(self.critic, view, states, features)
-        return self.critic.q_values(of_states, actions), actions, None, values
+        return self._q_values(self.critic, of_states, actions), actions, None, values
 
     def _propose(
         self,
@@ -461,7 +465,10 @@ class Learner:
             mu, mu.shape[-1] if n == "all" else n, self._generator
         )
         of_states = self._features(critic, view, states, features)
-        return critic.q_values(of_states, actions), actions, probs
+        return self._q_values(critic, of_states, actions), actions, probs
+
+    def _q_values(self, critic: GatedCritic, features: Tensor, actions: Tensor) -> Tensor:
+        return (self._gates[critic] or critic).q_values(features, actions)
 
     def _all_features(self, view: ReplayView) -> Tensor | None:
         """The critic's features of every state held; ``None`` if they would not fit."""

@@ -196,7 +196,8 @@ class QWRConfig(AlgorithmConfig):
                 is refused by the replay (NaN, wrong shapes).
             overlap_sampling: Collect the next iteration's rows while the learner trains, with the
                 actor of the iteration before. The paper does one after the other.
-            compile: ``torch.compile`` the regressions; "auto" does on a GPU.
+            compile: ``torch.compile`` the regressions; "auto" does on a GPU and takes Numba's
+                kernels on a CPU; False compiles nothing.
             learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main
                 process and of the rollout workers, where these rest meanwhile.
             frame_stack: Observations are this many frames along their first axis, of which the

@@ -1,5 +1,7 @@
 """The written-out gradients against autograd's."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,8 @@ from qwr_rllib.gradients import (
     AutogradGradient,
     CriticGradient,
     DenseGradient,
+    KernelCriticGradient,
+    gate_kernel,
     gradient_of,
 )
 from qwr_rllib.networks import QWRNetworks
@@ -17,11 +21,11 @@ from qwr_rllib.specs import Spec
 BATCH = 16
 
 
-def both(module, loss, inputs, targets, kind):
+def both(module, loss, inputs, targets, kind, compiler=None):
     """Gradient, loss and outputs by hand and by autograd."""
     size = sum(parameter.numel() for parameter in module.parameters())
     by_hand, by_autograd = torch.full((size,), 7.0), torch.full((size,), -7.0)
-    gradient = gradient_of(module, loss, by_hand, compiled=False)
+    gradient = gradient_of(module, loss, by_hand, compiler)
     assert type(gradient) is kind
     # Twice: buffers of an earlier minibatch must not show.
     gradient([torch.zeros_like(each) for each in inputs], targets)
@@ -33,9 +37,9 @@ def both(module, loss, inputs, targets, kind):
     return by_hand
 
 
-def networks(discrete, **kwargs):
+def networks(discrete, action_dim=3, **kwargs):
     torch.manual_seed(0)
-    spec = Spec((5,), "float32", 3, discrete)
+    spec = Spec((5,), "float32", action_dim, discrete)
     return QWRNetworks(spec, hiddens=(32, 24), **kwargs)
 
 
@@ -56,6 +60,56 @@ def test_critic(discrete, post):
     assert (gradient != 0).float().mean() > 0.5
 
 
+def lively_critic(action_dim):
+    """A critic all of whose parameters matter."""
+    critic = networks(False, action_dim).critic
+    for parameter in [*critic.norm.parameters(), critic.embed.bias, *critic.head.parameters()]:
+        nn.init.normal_(parameter)
+    return critic
+
+
+@pytest.mark.parametrize("action_dim", [1, 3, 5])  # three dimensions are taken at once
+def test_the_gradient_of_the_compiled_gate(action_dim):
+    gradient = both(
+        lively_critic(action_dim),
+        losses.critic_loss,
+        [torch.randn(BATCH, 5), 2 * torch.randn(BATCH, action_dim)],
+        [torch.randn(BATCH)],
+        KernelCriticGradient,
+        compiler="numba",
+    )
+    assert (gradient != 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("action_dim", [1, 3, 5])
+def test_the_values_of_the_compiled_gate(action_dim, threads):
+    critic = lively_critic(action_dim)
+    features, actions = torch.randn(7, 24), 5 * torch.randn(7, 4, action_dim)
+    torch.set_num_threads(threads)
+    try:
+        found = gate_kernel(critic).q_values(features, actions)
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(found, critic.q_values(features, actions))
+
+
+def test_the_compiled_gate_knows_no_stale_parameters():
+    critic = lively_critic(3)
+    gate = gate_kernel(critic)
+    critic.load_state_dict(networks(False).critic.state_dict())
+    features, actions = torch.randn(7, 24), torch.randn(7, 4, 3)
+    torch.testing.assert_close(gate.q_values(features, actions), critic.q_values(features, actions))
+
+
+def test_without_numba_nothing_is_compiled(monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwr_rllib.kernels", None)
+    critic = networks(discrete=False).critic
+    assert gate_kernel(critic) is None
+    into = torch.zeros(sum(parameter.numel() for parameter in critic.parameters()))
+    assert type(gradient_of(critic, losses.critic_loss, into, "numba")) is CriticGradient
+
+
 def test_gaussian_actor():
     actor = networks(discrete=False).actor
     nn.init.normal_(actor.head.weight)
@@ -73,7 +127,7 @@ def test_categorical_actor():
 def test_batches_of_changing_size():
     actor = networks(discrete=False).actor
     into = torch.zeros(sum(parameter.numel() for parameter in actor.parameters()))
-    gradient = gradient_of(actor, actor.regression_loss, into, compiled=False)
+    gradient = gradient_of(actor, actor.regression_loss, into, None)
     for size in (4, 9):
         regression = actor.regression(torch.randn(size, 4, 3), torch.rand(size, 4), None)
         _, outputs = gradient([torch.randn(size, 5)], regression)
@@ -83,7 +137,7 @@ def test_batches_of_changing_size():
 def test_other_layers_go_through_autograd():
     module = networks(discrete=False, activation="tanh")
     into = torch.zeros(sum(parameter.numel() for parameter in module.critic.parameters()))
-    gradient = gradient_of(module.critic, losses.critic_loss, into, compiled=False)
+    gradient = gradient_of(module.critic, losses.critic_loss, into, None)
     assert type(gradient) is AutogradGradient
     gradient([torch.randn(BATCH, 5), torch.randn(BATCH, 3)], [torch.randn(BATCH)])
     assert (into != 0).any()

@@ -249,8 +249,9 @@ class PlainQWR:
         {"backup": "max", "margin": 1, "normalize_advantages": False, "beta": 0.5},
         {"backup": "mean", "margin": 5, "lambda_": 0.6, "grad_clip": None, "max_weight": 1.2},
         {"backup_temperature": 0.2, "margin": 2, "grad_clip": 0.05},
+        {"compile": False},
     ],
-    ids=["defaults", "max", "mean", "clipped"],
+    ids=["defaults", "max", "mean", "clipped", "not compiled"],
 )
 def test_training_is_algorithm_2(spec, kwargs):
     learner, view = scripted(spec, **kwargs)
