@@ -2,10 +2,10 @@
 
 The inner loops are thousands of steps on networks of a few 256 x 256 layers. At that size
 autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
-layers' backward passes are written out; the gradient of the loss itself stays autograd's. The
-numbers are those of autograd up to rounding, which the tests check. Networks with other layers
-than these go through :class:`AutogradGradient`, on any device. Where Numba is installed, the gate
-of a critic of continuous actions is compiled: :mod:`qwr_rllib.kernels`.
+backward passes are written out. The numbers are those of autograd up to rounding, which the tests
+check. Networks with other layers than these go through :class:`AutogradGradient`, on any device.
+Where Numba is installed, the gate of a critic of continuous actions is compiled:
+:mod:`qwr_rllib.kernels`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Loss = Callable[..., Tensor]
+Loss = Callable[..., Tensor]  # of a network's outputs and the minibatch's targets
+LossAndGradient = tuple[Loss, Callable[..., Tensor]]
 Compiler = Literal["torch", "numba"]
 aten: Any = torch.ops.aten
 
@@ -44,26 +45,34 @@ class Gradient(Protocol):
         ...
 
 
-def gradient_of(module: nn.Module, loss: Loss, into: Tensor, compiler: Compiler | None) -> Gradient:
+def gradient_of(
+    module: nn.Module,
+    loss: Loss,
+    loss_gradient: Callable[..., Tensor],
+    into: Tensor,
+    compiler: Compiler | None,
+) -> Gradient:
     """The fastest gradient there is for this network, device and compiler.
 
     Args:
         module: a critic or an actor.
         loss: ``loss(module(*inputs), *targets)`` is a scalar.
+        loss_gradient: that of the loss by the module's outputs, of the same arguments.
         into: ``(p,)``, receives the gradient of all parameters in their order, flat.
         compiler: ``"torch"`` lets ``torch.compile`` fuse forward and backward pass, ``"numba"``
             takes the kernels where there are any for this network.
     """
     if into.device.type == "cpu" and compiler != "torch":
+        both = loss, loss_gradient
         if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
             gate = gate_kernel(module, _views(into, module)) if compiler == "numba" else None
             if gate is not None:
-                return KernelCriticGradient(module, gate, loss, into)
-            return CriticGradient(module, loss, into)
+                return KernelCriticGradient(module, gate, both, into)
+            return CriticGradient(module, both, into)
         if isinstance(module, (GaussianActor, CategoricalActor, ValueCritic)) and (
             _dense_layers(module.body, module.head) is not None
         ):
-            return DenseGradient(module, loss, into)
+            return DenseGradient(module, both, into)
     return AutogradGradient(module, loss, into, compiler == "torch")
 
 
@@ -133,14 +142,6 @@ def _views(into: Tensor, module: nn.Module) -> dict[Tensor, Tensor]:
     return {each: part.view_as(each) for each, part in zip(parameters, parts, strict=True)}
 
 
-def _loss_gradient(loss: Loss, outputs: Tensor, targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        value = loss(leaf, *targets)
-        (gradient,) = torch.autograd.grad(value, leaf)
-    return value.detach(), gradient
-
-
 class _Dense:
     """Linear layers with ReLU between; keeps its activations from forward to backward."""
 
@@ -188,13 +189,16 @@ class DenseGradient:
     """Of an actor or a value critic whose body is linear layers and ReLUs."""
 
     def __init__(
-        self, module: GaussianActor | CategoricalActor | ValueCritic, loss: Loss, into: Tensor
+        self,
+        module: GaussianActor | CategoricalActor | ValueCritic,
+        loss: LossAndGradient,
+        into: Tensor,
     ) -> None:
         layers = _dense_layers(module.body, module.head)
         assert layers is not None
         self._dense = _Dense(layers, _views(into, module))
         self._scalar = isinstance(module, ValueCritic)
-        self._loss = loss
+        self._loss, self._loss_gradient = loss
 
     @torch.no_grad()
     def __call__(
@@ -203,15 +207,15 @@ class DenseGradient:
         outputs = self._dense.forward(inputs[0])
         if self._scalar:
             outputs = outputs.squeeze(-1)
-        loss, gradient = _loss_gradient(self._loss, outputs, targets)
+        gradient = self._loss_gradient(outputs, *targets)
         self._dense.backward(gradient.unsqueeze(-1) if self._scalar else gradient)
-        return loss, outputs
+        return self._loss(outputs, *targets), outputs
 
 
 class CriticGradient:
     """Of a :class:`GatedCritic` whose body is linear layers and ReLUs."""
 
-    def __init__(self, critic: GatedCritic, loss: Loss, into: Tensor) -> None:
+    def __init__(self, critic: GatedCritic, loss: LossAndGradient, into: Tensor) -> None:
         views = _views(into, critic)
         body, post = _dense_layers(critic.body), _dense_layers(critic.post)
         assert body is not None
@@ -222,7 +226,7 @@ class CriticGradient:
         self._embed_gradients = [views[each] for each in critic.embed.parameters()]
         self._norm_gradients = [views[each] for each in critic.norm.parameters()]
         self._head_gradients = [views[each] for each in critic.head.parameters()]
-        self._loss = loss
+        self._loss, self._loss_gradient = loss
 
     @torch.no_grad()
     def __call__(
@@ -242,7 +246,7 @@ class CriticGradient:
         last = self._post.forward(relu) if self._post else relu
         outputs = torch.addmv(critic.head.bias, last, head)
 
-        loss, gradient = _loss_gradient(self._loss, outputs, targets)
+        gradient = self._loss_gradient(outputs, *targets)
         weight_gradient, bias_gradient = self._head_gradients
         torch.mv(last.t(), gradient, out=weight_gradient[0])
         torch.sum(gradient, 0, keepdim=True, out=bias_gradient)
@@ -259,7 +263,7 @@ class CriticGradient:
         gate_gradient = aten.tanh_backward(gradient * features, gates)
         self._embed_backward(actions, gate_gradient)
         self._body.backward(gradient.mul_(gates))
-        return loss, outputs
+        return self._loss(outputs, *targets), outputs
 
     def _embed_backward(self, actions: Tensor, gradient: Tensor) -> None:
         if isinstance(self._critic.embed, nn.Embedding):
@@ -274,12 +278,14 @@ class CriticGradient:
 class KernelCriticGradient:
     """Of a :class:`GatedCritic` whose body is linear layers and ReLUs, with its compiled gate."""
 
-    def __init__(self, critic: GatedCritic, gate: GateKernel, loss: Loss, into: Tensor) -> None:
+    def __init__(
+        self, critic: GatedCritic, gate: GateKernel, loss: LossAndGradient, into: Tensor
+    ) -> None:
         body = _dense_layers(critic.body)
         assert body is not None
         self._body = _Dense(body, _views(into, critic))
         self._gate = gate
-        self._loss = loss
+        self._loss, self._loss_gradient = loss
 
     @torch.no_grad()
     def __call__(
@@ -287,6 +293,6 @@ class KernelCriticGradient:
     ) -> tuple[Tensor, Tensor]:
         obs, actions = inputs
         outputs = self._gate.forward(self._body.forward(obs), actions)
-        loss, gradient = _loss_gradient(self._loss, outputs, targets)
+        gradient = self._loss_gradient(outputs, *targets)
         self._body.backward(self._gate.backward(gradient))
-        return loss, outputs
+        return self._loss(outputs, *targets), outputs

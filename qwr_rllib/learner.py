@@ -223,10 +223,18 @@ class Learner:
         if config.compile == "auto":
             compiler = "torch" if self._device.type == "cuda" else "numba"
         self._critic_gradient = gradient_of(
-            self.critic, losses.critic_loss, self._critic_adam.gradient, compiler
+            self.critic,
+            losses.critic_loss,
+            losses.critic_loss_gradient,
+            self._critic_adam.gradient,
+            compiler,
         )
         self._actor_gradient = gradient_of(
-            self.actor, self.actor.regression_loss, self._actor_adam.gradient, compiler
+            self.actor,
+            self.actor.regression_loss,
+            self.actor.regression_gradient,
+            self._actor_adam.gradient,
+            compiler,
         )
         self._gates = {
             critic: gate_kernel(critic) if compiler == "numba" else None

@@ -204,6 +204,11 @@ def critic_loss(q_values: Tensor, targets: Tensor) -> Tensor:
     return (q_values - targets.detach()).square().mean()
 
 
+def critic_loss_gradient(q_values: Tensor, targets: Tensor) -> Tensor:
+    """Of :func:`critic_loss` by ``q_values``."""
+    return (q_values - targets) * (2 / q_values.numel())
+
+
 def actor_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
     """``-mean(weights * log pi(a|s))`` over states and actions, both ``(..., n)``; a scalar.
 
@@ -263,6 +268,14 @@ def gaussian_regression_loss(
     return (regression.weights * distances / (2 * action_std**2) + regression.offsets).mean()
 
 
+def gaussian_regression_loss_gradient(
+    means: Tensor, regression: GaussianRegression, action_std: float
+) -> Tensor:
+    """Of :func:`gaussian_regression_loss` by ``means``."""
+    scale = regression.weights / (action_std**2 * regression.weights.numel())
+    return (means - regression.actions) * scale.unsqueeze(-1)
+
+
 def effective_sample_size(weights: Tensor, probs: Tensor | None = None) -> Tensor:
     """``(sum_j w_j)^2 / sum_j w_j^2`` of each state, ``(..., n)`` to ``(...)``.
 
@@ -300,3 +313,9 @@ def categorical_regression(
 def categorical_regression_loss(logits: Tensor, action_weights: Tensor) -> Tensor:
     """:func:`actor_loss` from the reduced form, both ``(..., A)``; a scalar."""
     return -(action_weights * logits.log_softmax(-1)).sum(-1).mean()
+
+
+def categorical_regression_loss_gradient(logits: Tensor, action_weights: Tensor) -> Tensor:
+    """Of :func:`categorical_regression_loss` by ``logits``."""
+    total = action_weights.sum(-1, keepdim=True)
+    return (logits.softmax(-1) * total - action_weights) / logits[..., 0].numel()

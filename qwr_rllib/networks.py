@@ -190,6 +190,12 @@ class GaussianActor(nn.Module):
             params, losses.GaussianRegression(*regression), self.action_std
         )
 
+    def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """That of the :meth:`regression_loss` by ``params``."""
+        return losses.gaussian_regression_loss_gradient(
+            params, losses.GaussianRegression(*regression), self.action_std
+        )
+
 
 class CategoricalActor(nn.Module):
     """A categorical policy; its parameters are the logits.
@@ -241,6 +247,10 @@ class CategoricalActor(nn.Module):
     def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
         """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
         return losses.categorical_regression_loss(params, *regression)
+
+    def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """That of the :meth:`regression_loss` by ``params``."""
+        return losses.categorical_regression_loss_gradient(params, *regression)
 
 
 class GatedCritic(nn.Module):

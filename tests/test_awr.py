@@ -145,7 +145,7 @@ def test_the_value_critics_gradient_by_hand():
     critic = networks_for(CONTINUOUS, critic_type="v", hiddens=(12, 7)).critic
     size = sum(parameter.numel() for parameter in critic.parameters())
     by_hand, by_autograd = torch.full((size,), 7.0), torch.full((size,), -7.0)
-    gradient = gradient_of(critic, losses.critic_loss, by_hand, None)
+    gradient = gradient_of(critic, losses.critic_loss, losses.critic_loss_gradient, by_hand, None)
     assert type(gradient) is DenseGradient
     inputs, targets = (torch.randn(5, 2), torch.randn(5, 1)), (torch.randn(5),)
     found = gradient(inputs, targets)

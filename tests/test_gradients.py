@@ -19,13 +19,14 @@ from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.specs import Spec
 
 BATCH = 16
+CRITIC_LOSS = losses.critic_loss, losses.critic_loss_gradient
 
 
-def both(module, loss, inputs, targets, kind, compiler=None):
+def both(module, loss, loss_gradient, inputs, targets, kind, compiler=None):
     """Gradient, loss and outputs by hand and by autograd."""
     size = sum(parameter.numel() for parameter in module.parameters())
     by_hand, by_autograd = torch.full((size,), 7.0), torch.full((size,), -7.0)
-    gradient = gradient_of(module, loss, by_hand, compiler)
+    gradient = gradient_of(module, loss, loss_gradient, by_hand, compiler)
     assert type(gradient) is kind
     # Twice: buffers of an earlier minibatch must not show.
     gradient([torch.zeros_like(each) for each in inputs], targets)
@@ -35,6 +36,10 @@ def both(module, loss, inputs, targets, kind, compiler=None):
     torch.testing.assert_close(found, expected)
     assert not any(each.requires_grad for each in found)
     return by_hand
+
+
+def loss_of(actor):
+    return actor.regression_loss, actor.regression_gradient
 
 
 def networks(discrete, action_dim=3, **kwargs):
@@ -52,7 +57,7 @@ def test_critic(discrete, post):
     actions = torch.randint(3, (BATCH,)) if discrete else torch.randn(BATCH, 3)
     gradient = both(
         critic,
-        losses.critic_loss,
+        *CRITIC_LOSS,
         [torch.randn(BATCH, 5), actions],
         [torch.randn(BATCH)],
         CriticGradient,
@@ -72,7 +77,7 @@ def lively_critic(action_dim):
 def test_the_gradient_of_the_compiled_gate(action_dim):
     gradient = both(
         lively_critic(action_dim),
-        losses.critic_loss,
+        *CRITIC_LOSS,
         [torch.randn(BATCH, 5), 2 * torch.randn(BATCH, action_dim)],
         [torch.randn(BATCH)],
         KernelCriticGradient,
@@ -107,27 +112,41 @@ def test_without_numba_nothing_is_compiled(monkeypatch):
     critic = networks(discrete=False).critic
     assert gate_kernel(critic) is None
     into = torch.zeros(sum(parameter.numel() for parameter in critic.parameters()))
-    assert type(gradient_of(critic, losses.critic_loss, into, "numba")) is CriticGradient
+    assert type(gradient_of(critic, *CRITIC_LOSS, into, "numba")) is CriticGradient
 
 
 def test_gaussian_actor():
     actor = networks(discrete=False).actor
     nn.init.normal_(actor.head.weight)
     regression = actor.regression(torch.randn(BATCH, 4, 3), torch.rand(BATCH, 4), None)
-    both(actor, actor.regression_loss, [torch.randn(BATCH, 5)], regression, DenseGradient)
+    both(
+        actor,
+        actor.regression_loss,
+        actor.regression_gradient,
+        [torch.randn(BATCH, 5)],
+        regression,
+        DenseGradient,
+    )
 
 
 def test_categorical_actor():
     actor = networks(discrete=True).actor
     nn.init.normal_(actor.head.weight)
     regression = actor.regression(torch.randint(3, (BATCH, 4)), torch.rand(BATCH, 4), None)
-    both(actor, actor.regression_loss, [torch.randn(BATCH, 5)], regression, DenseGradient)
+    both(
+        actor,
+        actor.regression_loss,
+        actor.regression_gradient,
+        [torch.randn(BATCH, 5)],
+        regression,
+        DenseGradient,
+    )
 
 
 def test_batches_of_changing_size():
     actor = networks(discrete=False).actor
     into = torch.zeros(sum(parameter.numel() for parameter in actor.parameters()))
-    gradient = gradient_of(actor, actor.regression_loss, into, None)
+    gradient = gradient_of(actor, *loss_of(actor), into, None)
     for size in (4, 9):
         regression = actor.regression(torch.randn(size, 4, 3), torch.rand(size, 4), None)
         _, outputs = gradient([torch.randn(size, 5)], regression)
@@ -137,7 +156,7 @@ def test_batches_of_changing_size():
 def test_other_layers_go_through_autograd():
     module = networks(discrete=False, activation="tanh")
     into = torch.zeros(sum(parameter.numel() for parameter in module.critic.parameters()))
-    gradient = gradient_of(module.critic, losses.critic_loss, into, None)
+    gradient = gradient_of(module.critic, *CRITIC_LOSS, into, None)
     assert type(gradient) is AutogradGradient
     gradient([torch.randn(BATCH, 5), torch.randn(BATCH, 3)], [torch.randn(BATCH)])
     assert (into != 0).any()
