@@ -1,10 +1,15 @@
 """Settings of every test process."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import settings
 
 import qwr_rllib
+
+# A Ray of their own is what many tests start with, on machines that have other work too.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 
 # The tensors here are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
