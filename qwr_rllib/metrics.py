@@ -7,6 +7,7 @@ the name and ``_total`` behind a counter's.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from ray.util.metrics import Counter, Gauge
 
 TAGS = ("trial", "environment")
+REFRESH_S = 5.0  # below Ray's interval of 10
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ METRICS = (
 
 
 class RunMetrics:
-    """Reports the results of one run.
+    """Reports the results of one run, until :meth:`stop`.
+
+    Ray forgets a gauge that was not set since it was last exported, and an iteration takes longer
+    than that: a thread keeps setting them.
 
     Args:
         trial: names the run.
@@ -147,12 +152,25 @@ class RunMetrics:
             if metric.kind != "gauge"
         }
         self._counted: dict[Metric, float] = {}
+        self._shown: dict[Gauge, float] = {}
+        self._stopped = threading.Event()
+        threading.Thread(target=self._keep_shown, name="qwr-metrics", daemon=True).start()
+
+    def _keep_shown(self) -> None:
+        while not self._stopped.wait(REFRESH_S):
+            for gauge, value in list(self._shown.items()):
+                gauge.set(value, self._tags)
+
+    def stop(self) -> None:
+        """Ends the showing of the last result."""
+        self._stopped.set()
 
     def report(self, result: Mapping[str, Any]) -> None:
         """Shows the numbers of a result; what is missing or not finite is left as it was."""
         for metric, gauge in self._gauges.items():
             if (value := _value(result, metric)) is not None:
                 gauge.set(value, self._tags)
+                self._shown[gauge] = value
         for metric, counter in self._counters.items():
             if (value := _value(result, metric)) is None:
                 continue

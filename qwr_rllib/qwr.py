@@ -698,6 +698,8 @@ class QWR(Algorithm):
         super().cleanup()
         if hasattr(self, "supervised"):
             self.supervised.stop()
+        if hasattr(self, "_run_metrics"):
+            self._run_metrics.stop()
 
 
 @contextlib.contextmanager

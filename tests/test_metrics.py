@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from qwr_rllib import QWRConfig
+from qwr_rllib import metrics as metrics_module
 from qwr_rllib.metrics import METRICS, RunMetrics
 
 SAMPLE = re.compile(r"^(ray_qwr_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
@@ -88,8 +89,19 @@ def test_counters_grow_by_what_is_new(endpoint):
     for inserted in (100, 300, 200, 250):  # a restore went back to 200
         metrics.report({"replay": {"num_rows_inserted_lifetime": inserted, "blocked_s": 0.5}})
     metrics.report({"replay": {"num_rows": float("nan"), "blocked_s": 0.0}})
+    metrics.stop()
     found = fetch(endpoint, 'trial="counting"', lambda found: len(found) == 2)
     assert found == {
         "ray_qwr_rows_inserted_total": 350,
         "ray_qwr_replay_blocked_seconds_total": 2,
     }
+
+
+def test_a_gauge_is_shown_until_the_run_ends(endpoint, monkeypatch):
+    monkeypatch.setattr(metrics_module, "REFRESH_S", 0.2)
+    metrics = RunMetrics("lasting", "x")
+    metrics.report({"replay": {"num_rows": 7}})
+    time.sleep(10)  # ten of the exporter's intervals
+    assert fetch(endpoint, 'trial="lasting"', len) == {"ray_qwr_replay_rows": 7}
+    metrics.stop()
+    fetch(endpoint, 'trial="lasting"', lambda found: not found)
