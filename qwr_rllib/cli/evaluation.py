@@ -9,7 +9,7 @@ import logging
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from rich.table import Table
 
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import make_env, read_file
+from qwr_rllib.cli.options import with_options
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 
 NEW_STACK = Version("2.0")
@@ -282,6 +283,7 @@ def opened(
     return found, algorithm, config, agent, environment
 
 
+# What every way to play a checkpoint's policy has.
 CHECKPOINT_OPTIONS = [
     click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm."),
     click.option("--env", help="Another environment than the checkpoint's."),
@@ -290,13 +292,6 @@ CHECKPOINT_OPTIONS = [
     click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
                  help="The training's YAML or Python file, for the modules it needs."),
 ]  # fmt: skip
-
-
-def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that every way to play a checkpoint's policy has."""
-    for option in reversed(CHECKPOINT_OPTIONS):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -309,7 +304,7 @@ def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
               help="Write the episodes here: .json or .csv.")  # fmt: skip
 @click.option("--video", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
               help="Write each episode here as an MP4.")  # fmt: skip
-@checkpoint_options
+@with_options(CHECKPOINT_OPTIONS)
 def evaluate(
     checkpoint: Path,
     episodes: int | None,

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import track
 
 from qwr_rllib.cli.errors import ConfigError
-from qwr_rllib.cli.evaluation import Agent, checkpoint_options, opened
+from qwr_rllib.cli.evaluation import CHECKPOINT_OPTIONS, Agent, opened
+from qwr_rllib.cli.options import with_options
 from qwr_rllib.offline import MU_KEY, NO_MINARI
 
 
@@ -25,7 +26,7 @@ from qwr_rllib.offline import MU_KEY, NO_MINARI
 @click.option("--episodes", type=click.IntRange(1), default=50, show_default=True, metavar="N")
 @click.option("--explore", is_flag=True,
               help="Sample actions as in training; else the most likely one is taken.")  # fmt: skip
-@checkpoint_options
+@with_options(CHECKPOINT_OPTIONS)
 def record(
     checkpoint: Path,
     dataset_id: str,

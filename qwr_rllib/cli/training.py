@@ -10,7 +10,7 @@ import shlex
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from qwr_rllib.cli.experiments import (
     read_file,
 )
 from qwr_rllib.cli.interruption import Interruption
+from qwr_rllib.cli.options import with_options
 from qwr_rllib.cli.progress import RETURN, Progress, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
@@ -43,6 +44,7 @@ from qwr_rllib.report import COMMANDS_FILE
 FAILED = 1
 INTERRUPTED = 130
 
+# What every way to start a training has.
 RUN_OPTIONS = [
     click.option("--env", "-e", help="The environment; overrides the file's."),
     click.option("--stop", "-s", type=JsonObject(), default={}, metavar="JSON",
@@ -70,18 +72,11 @@ RUN_OPTIONS = [
 ]  # fmt: skip
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that every way to start a training has."""
-    for option in reversed(RUN_OPTIONS):
-        command = option(command)
-    return command
-
-
 @click.group(invoke_without_command=True)
 @click.option("--algo", "--run", help="The algorithm: QWR, PPO, ... or package.module:Class.")
 @click.option("--config", "-c", type=JsonObject(), default={}, metavar="JSON",
               help="The algorithm's configuration.")  # fmt: skip
-@run_options
+@with_options(RUN_OPTIONS)
 @click.pass_context
 def train(
     ctx: click.Context, algo: str | None, config: dict[str, Any], **options: Any
@@ -101,7 +96,7 @@ def train(
 
 @train.command("file")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@run_options
+@with_options(RUN_OPTIONS)
 def train_file(path: Path, **options: Any) -> int:
     """Train the experiments of a YAML file, or a Python file's `config`."""
     specs, modules = read_file(path)
