@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -92,12 +94,17 @@ def gate_kernel(
         and critic.embed.weight.device.type == "cpu"
     ):
         return None
+    compiled = compiled_kernels()
+    return compiled.GateKernel(critic, into) if compiled else None
+
+
+def compiled_kernels() -> ModuleType | None:
+    """:mod:`qwr_rllib.kernels`, or ``None`` without Numba."""
     try:
-        from qwr_rllib.kernels import GateKernel
+        return import_module("qwr_rllib.kernels")
     except (ImportError, RuntimeError) as error:  # none; or no folder for what it has compiled
         logger.info("No compiled kernels: %s", error)
         return None
-    return GateKernel(critic, into)
 
 
 class AutogradGradient:

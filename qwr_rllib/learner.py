@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qwr_rllib import losses
-from qwr_rllib.gradients import Compiler, gate_kernel, gradient_of
+from qwr_rllib.gradients import Compiler, compiled_kernels, gate_kernel, gradient_of
 from qwr_rllib.networks import (
     CategoricalActor,
     CriticType,
@@ -39,7 +39,8 @@ from qwr_rllib.replay.view import ReplayView, Slices
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
 MAX_CACHED_FEATURES_BYTES = 2**28
-MAX_TILE_ELEMENTS = 2**23  # of observations that go through a body at once
+MAX_TILE = 2048  # states that go through a body at once
+MAX_TILE_ELEMENTS = 2**23  # of their observations
 
 ActorActions = Literal["mu", "replay"]
 Critic = GatedCritic | ValueCritic
@@ -146,23 +147,30 @@ class _FlatAdam:
     """Adam with global-norm clipping on one vector that all of a module's parameters are views of.
 
     A dozen small tensors cost more to visit than to update; one vector is one kernel each for
-    the norm, the clip and Adam.
+    the norm, the clip and Adam, or one compiled function for all three.
     """
 
-    def __init__(self, module: nn.Module, lr: float, grad_clip: float | None) -> None:
+    def __init__(
+        self, module: nn.Module, lr: float, grad_clip: float | None, compiler: Compiler | None
+    ) -> None:
         parameters = list(module.parameters())
-        vector = parameters_to_vector(parameters).detach()
+        self._vector = vector = parameters_to_vector(parameters).detach()
         vector_to_parameters(vector, parameters)
         vector.grad = self.gradient = torch.zeros_like(vector)
-        self._grad_clip = grad_clip
+        self._grad_clip = math.inf if grad_clip is None else grad_clip
+        self._kernels = compiled_kernels() if compiler == "numba" else None
         self.optimizer = torch.optim.Adam([vector], lr=lr, fused=True)
 
     def step(self) -> None:
         """Takes a step along :attr:`gradient`."""
-        if self._grad_clip is not None:
-            # As torch.nn.utils.clip_grad_norm_ does it.
-            norm = self.gradient.norm()
-            self.gradient.mul_((self._grad_clip / (norm + 1e-6)).clamp_(max=1.0))
+        state = self.optimizer.state[self._vector]
+        if self._kernels and state:  # which the optimizer makes at its first step
+            (group,) = self.optimizer.param_groups
+            self._kernels.clipped_adam(self._vector, self.gradient, state, group, self._grad_clip)
+            return
+        # As torch.nn.utils.clip_grad_norm_ does it.
+        norm = self.gradient.norm()
+        self.gradient.mul_((self._grad_clip / (norm + 1e-6)).clamp_(max=1.0))
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -208,9 +216,12 @@ class Learner:
         self.actor = networks.actor
         self.critic: Critic = critic
         self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config.grad_clip)
-        self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config.grad_clip)
-        self._device = self._critic_adam.gradient.device
+        self._device = self.critic.head.weight.device
+        compiler: Compiler | None = "torch" if config.compile else None
+        if config.compile == "auto":
+            compiler = "torch" if self._device.type == "cuda" else "numba"
+        self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config.grad_clip, compiler)
+        self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config.grad_clip, compiler)
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -219,9 +230,6 @@ class Learner:
         self.num_critic_updates = 0
         self.num_actor_updates = 0
         self.num_target_updates = 0
-        compiler: Compiler | None = "torch" if config.compile else None
-        if config.compile == "auto":
-            compiler = "torch" if self._device.type == "cuda" else "numba"
         self._critic_gradient = gradient_of(
             self.critic,
             losses.critic_loss,
@@ -472,8 +480,13 @@ class Learner:
         actions, probs = self.actor.proposals(
             mu, mu.shape[-1] if n == "all" else n, self._generator
         )
-        of_states = self._features(critic, view, states, features)
-        return self._q_values(critic, of_states, actions), actions, probs
+        # In tiles: their features are used before they leave a core's cache.
+        tile = _tile(view)
+        q_values = [
+            self._q_values(critic, self._features(critic, view, some, features), theirs)
+            for some, theirs in zip(states.split(tile), actions.split(tile), strict=True)
+        ]
+        return torch.cat(q_values), actions, probs
 
     def _q_values(self, critic: GatedCritic, features: Tensor, actions: Tensor) -> Tensor:
         return (self._gates[critic] or critic).q_values(features, actions)
@@ -495,11 +508,10 @@ class Learner:
         """What the critic makes of the states, ``(k, h)``; looked up where it is ``known``."""
         if known is not None:
             return known[slots]
-        tile = max(1, min(1024, MAX_TILE_ELEMENTS // math.prod(view.spec.obs_shape)))
         return torch.cat(
             [
                 critic.features(self.networks.normalize(view.observations(some)))
-                for some in slots.split(tile)
+                for some in slots.split(_tile(view))
             ]
         )
 
@@ -532,6 +544,11 @@ class Learner:
         self._generator.set_state(state["generator"].cpu())
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
+
+
+def _tile(view: ReplayView) -> int:
+    """How many states go through a body at once."""
+    return max(1, min(MAX_TILE, MAX_TILE_ELEMENTS // math.prod(view.spec.obs_shape)))
 
 
 def _distinct(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

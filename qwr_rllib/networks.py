@@ -7,7 +7,8 @@ dimensions or the number of discrete actions, ``h`` the width of the critic's fe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,8 +27,9 @@ CONV_FILTERS: Sequence[ConvFilter] = ((16, 8, 4), (32, 4, 2))
 CONV_HIDDENS = (256,)
 TILE = 128  # states; with 8 actions and 256 features each, 1 MiB
 OBSERVATION_CLIP = 10.0
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    # In place: behind a linear layer nothing else needs what it overwrites.
+    "relu": partial(nn.ReLU, inplace=True),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "silu": nn.SiLU,

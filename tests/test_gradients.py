@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from qwr_rllib import losses
+from qwr_rllib import kernels, losses
 from qwr_rllib.gradients import (
     AutogradGradient,
     CriticGradient,
@@ -105,6 +105,28 @@ def test_the_compiled_gate_knows_no_stale_parameters():
     critic.load_state_dict(networks(False).critic.state_dict())
     features, actions = torch.randn(7, 24), torch.randn(7, 4, 3)
     torch.testing.assert_close(gate.q_values(features, actions), critic.q_values(features, actions))
+
+
+@pytest.mark.parametrize("clip", [0.5, float("inf")])
+def test_the_compiled_adam(clip):
+    torch.manual_seed(0)
+    ours = torch.randn(100)
+    theirs = ours.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], lr=1e-2)
+    # The state that the function takes is the one that the optimizer makes at its first step.
+    optimizer = torch.optim.Adam([ours], lr=1e-2)
+    ours.grad, theirs.grad = (torch.ones(100) for _ in range(2))
+    optimizer.step()
+    adam.step()
+    for size in (0.01, 1.0, 100.0):
+        gradient = size * torch.randn(100)
+        theirs.grad = gradient.clone()
+        nn.utils.clip_grad_norm_([theirs], clip)
+        adam.step()
+        (group,) = optimizer.param_groups
+        kernels.clipped_adam(ours, gradient, optimizer.state[ours], group, clip)
+        torch.testing.assert_close(ours, theirs.detach())
+    assert optimizer.state[ours]["step"] == adam.state[theirs]["step"] == 4
 
 
 def test_without_numba_nothing_is_compiled(monkeypatch):
