@@ -171,6 +171,7 @@ def test_curve_of_one_seed_has_no_band(kind: str) -> None:
         ("Walker2d-v5", "Walker2d"),
         ("HalfCheetah-v2", "HalfCheetah"),
         ("ale_py:ALE/Pong-v5", "Pong"),
+        ("Atari100k/Pong", "Pong"),
         ("BreakoutNoFrameskip-v4", "Breakout"),
         ("Pendulum-v1", "Pendulum"),
     ],
@@ -379,7 +380,8 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 def test_human_normalized_over_games(tmp_path: Path) -> None:
     # Evaluations of 1000 more than these returns: 14.6 in Pong is 1, 30.5 and 1.7 in Breakout 1, 0.
-    write_trial(tmp_path, 0, env="ale_py:ALE/Pong-v5", returns=[0, 0, 0, 14.6 - 1000])
+    pong = {"env": "Atari100k", "env_config": {"game": "pong"}}
+    write_trial(tmp_path, 0, **pong, returns=[0, 0, 0, 14.6 - 1000])
     for seed, score in enumerate([30.5, 1.7]):
         returns = [0, 0, 0, score - 1000]
         write_trial(tmp_path, 1 + seed, env="ale_py:ALE/Breakout-v5", seed=seed, returns=returns)

@@ -216,7 +216,7 @@ def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
         folder=folder,
         trial_id=str(state.get("trial_id") or last.get("trial_id") or folder.name),
         algorithm=re.split(r"[.:]", algorithm)[-1],
-        env=str(config.get("env", "?")),
+        env=_environment(config),
         seed=seed if isinstance(seed, int) else None,
         config=config,
         rows=rows,
@@ -228,6 +228,12 @@ def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
         notes=notes,
         date=str(last.get("date", "")),
     )
+
+
+def _environment(config: dict[str, Any]) -> str:
+    """``Atari100k/MsPacman`` where games are chosen in ``env_config``, else the name in ``env``."""
+    env, game = str(config.get("env", "?")), config.get("env_config/game")
+    return env if game is None else f"{env}/{str(game).title().replace('_', '')}"
 
 
 def _status(folder: Path, state: dict[str, Any], last: dict[str, Any]) -> tuple[str, str]:
