@@ -28,7 +28,7 @@ class Chain:
 
     spec = Spec(obs_shape=(10,), obs_dtype="float32", action_dim=2, discrete=True)
     start = 0.0
-    iterations, n_critic_steps, n_actor_steps = 4, 100, 50
+    iterations, n_critic_steps, n_actor_steps = 6, 100, 50
 
     def reset(self, rng, count):
         return rng.integers(0, 9, count).astype(float)
@@ -68,7 +68,7 @@ class Ball:
         obs_shape=(2, 20, 20), obs_dtype="uint8", action_dim=2, discrete=True, frame_stack=2
     )
     start = 0.0  # the column; 10 more where the ball goes left
-    iterations, n_critic_steps, n_actor_steps = 5, 150, 100
+    iterations, n_critic_steps, n_actor_steps = 8, 150, 100
 
     def reset(self, rng, count):
         return rng.integers(0, 9, count).astype(float)
