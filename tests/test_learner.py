@@ -253,7 +253,8 @@ class PlainQWR:
     ],
     ids=["defaults", "max", "mean", "clipped", "not compiled"],
 )
-def test_training_is_algorithm_2(spec, kwargs):
+def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
+    monkeypatch.setattr(learner_module, "MAX_TILE", 4)  # several tiles, the last one not whole
     learner, view = scripted(spec, **kwargs)
     plain = PlainQWR(learner, view, episodes(spec))
     before = weights(learner.critic), weights(learner.actor)
