@@ -3,30 +3,30 @@
     pip install -e '.[offline]' 'stable-baselines3>=2.4,<3'
     python benchmarks/expert.py HalfCheetah-v5 --dataset-id halfcheetah/expert-v0
 
-Stable-Baselines3 is not a dependency of the package. The expert is the policy with the best
-evaluation on the way (10 episodes, every 5 % of the steps), kept in ``--folder``; a script that is
-started again with ``--record-only`` takes it from there. The data set holds ``--episodes`` episodes
-of it with the mode action (for MuJoCo, 1000 steps each unless it falls), and ``offline`` reads it.
+``--library sbx`` (``pip install sbx-rl``) takes the same algorithms in JAX, whose compiled steps
+take half the time on a CPU. Neither is a dependency of the package. The expert is the policy with
+the best evaluation on the way (10 episodes, every 5 % of the steps), kept in ``--folder``; a script
+that is started again with ``--record-only`` takes it from there. The data set holds ``--episodes``
+episodes of it with the mode action (for MuJoCo, 1000 steps each unless it falls), and ``offline``
+reads it.
 """
 
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
 import gymnasium as gym
 import minari
 import numpy as np
-import stable_baselines3
 from minari.data_collector import EpisodeBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
 from stable_baselines3.common.monitor import Monitor
 
-ALGORITHMS = {"SAC": stable_baselines3.SAC, "TD3": stable_baselines3.TD3}
 
-
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, algorithm: type[BaseAlgorithm]) -> None:
     """Trains; leaves the best policy in ``best_model.zip``."""
     freq = max(1, args.steps // 20)
     evaluation = EvalCallback(
@@ -35,11 +35,14 @@ def train(args: argparse.Namespace) -> None:
         eval_freq=freq,
         best_model_save_path=str(args.folder),
         log_path=str(args.folder),
+        callback_on_new_best=StopTrainingOnRewardThreshold(args.enough),
     )
-    model = ALGORITHMS[args.algo](
+    model = algorithm(
         "MlpPolicy",
         args.env,
         learning_starts=min(10_000, args.steps // 10),
+        batch_size=args.batch_size,
+        policy_kwargs={"net_arch": [args.width, args.width]},
         seed=args.seed,
         verbose=0,
     )
@@ -74,8 +77,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("env", help="a Gymnasium id with continuous actions")
     parser.add_argument("--dataset-id", required=True, help="such as hopper/expert-v0")
-    parser.add_argument("--algo", choices=ALGORITHMS, default="SAC")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="of training")
+    parser.add_argument(
+        "--library", choices=["stable_baselines3", "sbx"], default="stable_baselines3"
+    )
+    parser.add_argument("--algo", choices=["SAC", "TD3"], default="SAC")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="of training, at most")
+    parser.add_argument("--enough", type=float, default=np.inf, help="an evaluation that ends it")
+    parser.add_argument("--width", type=int, default=256, help="of the two hidden layers")
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--episodes", type=int, default=50, help="recorded")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="default experts/ENV-ALGO")
@@ -87,14 +96,16 @@ def main() -> None:
         parser.error(f"there is a data set {args.dataset_id} already")
     if args.record_only and not (args.folder / "best_model.zip").exists():
         parser.error(f"there is no {args.folder}/best_model.zip")
+    library = import_module(args.library)
+    algorithm = getattr(library, args.algo)
     if not args.record_only:
-        train(args)
-    model = ALGORITHMS[args.algo].load(args.folder / "best_model.zip", device="cpu")
+        train(args, algorithm)
+    model = algorithm.load(args.folder / "best_model.zip", device="cpu")
     buffers = play(args, model)
     returns = [sum(buffer.rewards) for buffer in buffers]
     lengths = [len(buffer.rewards) for buffer in buffers]
     score = (
-        f"{args.algo} of Stable-Baselines3 {stable_baselines3.__version__}, best of its "
+        f"{args.algo} of {args.library} {library.__version__}, best of its "
         f"training at {model.num_timesteps} steps, seed {model.seed}: "
         f"return {np.mean(returns):.1f} ± {np.std(returns):.1f} over "
         f"{len(returns)} episodes of {np.mean(lengths):.0f} steps"
@@ -103,7 +114,7 @@ def main() -> None:
         args.dataset_id,
         buffers,
         env=args.env,
-        algorithm_name=f"SB3 {args.algo}",
+        algorithm_name=f"{args.library} {args.algo}",
         description=score,
         data_format="hdf5",
     )

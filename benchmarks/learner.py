@@ -120,7 +120,10 @@ class PlainLoop:
             slices = view.slices(rows, config.margin)
             with torch.no_grad():
                 q_values, _, probs = self.q_values(self.target, view, slices.next_slots.flatten())
+                scale = losses.spread(q_values, config.q_spread, (0, 1), probs)
+                q_values = q_values / scale
                 values = losses.backup(q_values, config.backup, config.backup_temperature, probs)
+                values = values * scale.squeeze(-1)
                 targets = losses.lambda_returns(
                     slices.rewards,
                     config.gamma * slices.nonterminals,
@@ -138,7 +141,7 @@ class PlainLoop:
             with torch.no_grad():
                 q_values, actions, probs = self.q_values(self.critic, view, rows)
                 weights = losses.advantage_weights(
-                    q_values, config.beta, config.max_weight, probs=probs
+                    q_values, config.beta, config.max_weight, config.advantage_scaling, probs
                 )
                 if probs is not None:
                     weights = weights * probs * probs.shape[-1]

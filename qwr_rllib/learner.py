@@ -81,20 +81,22 @@ class LearnerConfig:
     """Discount."""
     backup: losses.Backup = "logsumexp"
     """How the values of sampled actions become the value of a state."""
-    backup_temperature: float = 1.0
+    backup_temperature: float = 0.3
     """tau of the log-sum-exp; in units of Q, or of its spread, see ``q_spread``."""
-    q_spread: losses.Spread = "none"
+    q_spread: losses.Spread = "abs"
     """Divides Q by its spread over the minibatch before the backup, and multiplies after."""
     beta: float = 1.0
     """Temperature of the actor's weights."""
     max_weight: float = 20.0
     """Clip of the actor's weights."""
-    normalize_advantages: bool = True
-    """Scale the advantages of a minibatch to mean 0 and standard deviation 1."""
+    advantage_scaling: losses.AdvantageScaling = "state"
+    """Over what advantages are scaled to mean 0 and standard deviation 1."""
     critic_lr: float = 5e-4
     """Adam's learning rate of the critic."""
     actor_lr: float = 1e-4
     """Adam's learning rate of the actor."""
+    adam_epsilon: float = 1e-8
+    """Adam's addend to the root mean square of a gradient."""
     grad_clip: float | None = 50.0
     """Global norm to which gradients are clipped; ``None`` does not clip."""
     compile: bool | Literal["auto"] = "auto"
@@ -127,7 +129,9 @@ class LearnerConfig:
         )
         require("lambda_", "a number in [0, 1]", lambda v: number(v) and 0 <= v <= 1)
         require("gamma", "a number in [0, 1)", lambda v: number(v) and 0 <= v < 1)
-        for name in ("backup_temperature", "beta", "critic_lr", "actor_lr", "max_weight"):
+        for name in (
+            "backup_temperature", "beta", "critic_lr", "actor_lr", "adam_epsilon", "max_weight",
+        ):  # fmt: skip
             require(name, "a number > 0", lambda v: number(v) and 0 < v < float("inf"))
         require("grad_clip", "a number > 0 or None", lambda v: v is None or (number(v) and v > 0))
         require("critic_type", *one_of(CriticType))
@@ -139,7 +143,12 @@ class LearnerConfig:
         )
         require("backup", *one_of(losses.Backup))
         require("q_spread", *one_of(losses.Spread))
-        require("normalize_advantages", "true or false", lambda v: isinstance(v, bool))
+        require("advantage_scaling", *one_of(losses.AdvantageScaling))
+        require(
+            "advantage_scaling",
+            "'minibatch' or 'none' with actor_actions 'replay', which is one action of a state",
+            lambda v: self.actor_actions == "mu" or v != "state",
+        )
         require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
 
 
@@ -151,15 +160,15 @@ class _FlatAdam:
     """
 
     def __init__(
-        self, module: nn.Module, lr: float, grad_clip: float | None, compiler: Compiler | None
+        self, module: nn.Module, lr: float, config: LearnerConfig, compiler: Compiler | None
     ) -> None:
         parameters = list(module.parameters())
         self._vector = vector = parameters_to_vector(parameters).detach()
         vector_to_parameters(vector, parameters)
         vector.grad = self.gradient = torch.zeros_like(vector)
-        self._grad_clip = math.inf if grad_clip is None else grad_clip
+        self._grad_clip = math.inf if config.grad_clip is None else config.grad_clip
         self._kernels = compiled_kernels() if compiler == "numba" else None
-        self.optimizer = torch.optim.Adam([vector], lr=lr, fused=True)
+        self.optimizer = torch.optim.Adam([vector], lr=lr, eps=config.adam_epsilon, fused=True)
 
     def step(self) -> None:
         """Takes a step along :attr:`gradient`."""
@@ -177,12 +186,14 @@ class _FlatAdam:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the moments; the learning rate stays the configured one."""
-        lrs = [group["lr"] for group in self.optimizer.param_groups]
+        """Takes the moments; learning rate and epsilon stay the configured ones."""
+        configured = [
+            {name: group[name] for name in ("lr", "eps")} for group in self.optimizer.param_groups
+        ]
         # The optimizer would go on to train in the tensors that it is given.
         self.optimizer.load_state_dict(copy.deepcopy(state))
-        for group, lr in zip(self.optimizer.param_groups, lrs, strict=True):
-            group["lr"] = lr
+        for group, options in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(options)
 
 
 class Learner:
@@ -220,8 +231,8 @@ class Learner:
         compiler: Compiler | None = "torch" if config.compile else None
         if config.compile == "auto":
             compiler = "torch" if self._device.type == "cuda" else "numba"
-        self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config.grad_clip, compiler)
-        self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config.grad_clip, compiler)
+        self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config, compiler)
+        self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config, compiler)
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -386,7 +397,8 @@ class Learner:
         if config.q_spread == "none":
             values = losses.backup(q_values, config.backup, config.backup_temperature, probs)
             return values[inverse]
-        # (steps, batch * T, n): the spread is over all values of a minibatch.
+        # (steps, batch * T, n): the spread is over all values of a minibatch, in which a slice
+        # that ends early counts its last state again.
         by_minibatch = inverse.view(steps, -1)
         q_values = q_values[by_minibatch]
         probs = None if probs is None else probs[by_minibatch]
@@ -426,7 +438,7 @@ class Learner:
                 q_values,
                 config.beta,
                 config.max_weight,
-                config.normalize_advantages,
+                config.advantage_scaling,
                 probs,
                 baseline,
             )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 Backup = Literal["mean", "max", "logsumexp"]
 Spread = Literal["none", "std", "abs"]
+AdvantageScaling = Literal["state", "minibatch", "none"]
 
 SPREAD_EPS = 1e-5
 ADVANTAGE_EPS = 1e-5
@@ -150,7 +151,7 @@ def advantage_weights(
     q_values: Tensor,
     beta: float = 1.0,
     max_weight: float = 20.0,
-    normalize: bool = True,
+    scaling: AdvantageScaling = "minibatch",
     probs: Tensor | None = None,
     baseline: Tensor | None = None,
 ) -> Tensor:
@@ -164,9 +165,10 @@ def advantage_weights(
             be another estimate of what an action returns.
         beta: temperature, > 0; large is behaviour cloning, small is greedy.
         max_weight: clip of the weights, > 0.
-        normalize: shift and scale the advantages of the whole minibatch to mean 0 and (biased)
-            standard deviation 1 first, with 1e-5 added to the latter. Under ``probs`` both
-            moments are expectations under ``mu``.
+        scaling: shift and scale the advantages of each ``"state"`` or of the whole
+            ``"minibatch"`` to mean 0 and (biased) standard deviation 1 first, with 1e-5 added to
+            the latter; ``"none"`` does not. Under ``probs`` both moments are expectations under
+            ``mu``.
         probs: ``(..., n)``, ``mu(a|s)`` where the n actions are all actions, else ``None``.
         baseline: ``(...)``, a ``V(s)`` of another origin than these actions.
 
@@ -185,11 +187,17 @@ def advantage_weights(
             f"last dimension, got {tuple(baseline.shape)}"
         )
     advantages = q_values - baseline.detach().unsqueeze(-1)
-    if normalize:
+    if scaling not in get_args(AdvantageScaling):
+        raise ValueError(f"scaling must be one of {get_args(AdvantageScaling)}, got {scaling!r}")
+    if scaling != "none":
+
+        def moment(values: Tensor) -> Tensor:
+            of_states = _expectation(values, probs).unsqueeze(-1)
+            return of_states.mean() if scaling == "minibatch" else of_states
+
         # Relative to their own mean they have mean 0 already, up to rounding.
-        advantages = advantages - _expectation(advantages, probs).mean()
-        std = _expectation(advantages.square(), probs).mean().sqrt()
-        advantages = advantages / (std + ADVANTAGE_EPS)
+        advantages = advantages - moment(advantages)
+        advantages = advantages / (moment(advantages.square()).sqrt() + ADVANTAGE_EPS)
     # Clipping the exponent is clipping the weight, and cannot overflow.
     return (advantages / beta).clamp(max=math.log(max_weight)).exp()
 

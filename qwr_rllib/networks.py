@@ -97,9 +97,10 @@ def _glorot(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _small_head(in_features: int, out_features: int) -> nn.Linear:
+def _small_head(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
+    """A linear layer whose outputs, multiplied by ``scale``, start near 0."""
     head = nn.Linear(in_features, out_features)
-    nn.init.uniform_(head.weight, -HEAD_INIT, HEAD_INIT)
+    nn.init.uniform_(head.weight, -HEAD_INIT / scale, HEAD_INIT / scale)
     nn.init.zeros_(head.bias)
     return head
 
@@ -290,9 +291,10 @@ class GatedCritic(nn.Module):
         self.norm = nn.LayerNorm(in_features)
         self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
         self.apply(_glorot)
-        self.head = _small_head(in_features, 1)
         self.num_features = in_features
         self.q_scale = 1 / (1 - gamma)
+        # What starts near 0 is Q: each target sync takes only 1 - gamma^margin of an error away.
+        self.head = _small_head(in_features, 1, self.q_scale)
 
     def features(self, obs: Tensor) -> Tensor:
         """The normalised observation's features ``(..., h)``."""
@@ -336,9 +338,9 @@ class ValueCritic(nn.Module):
     def __init__(self, body: nn.Module, in_features: int, gamma: float):
         super().__init__()
         self.body = body.apply(_glorot)
-        self.head = _small_head(in_features, 1)
         self.num_features = 1
         self.q_scale = 1 / (1 - gamma)
+        self.head = _small_head(in_features, 1, self.q_scale)
 
     def features(self, obs: Tensor) -> Tensor:
         """What depends on the state alone, which is all: ``V(s)``, ``(..., 1)``."""

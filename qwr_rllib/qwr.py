@@ -143,10 +143,11 @@ class QWRConfig(AlgorithmConfig):
         q_spread: losses.Spread = NotProvided,
         beta: float = NotProvided,
         max_weight: float = NotProvided,
-        normalize_advantages: bool = NotProvided,
+        advantage_scaling: losses.AdvantageScaling = NotProvided,
         action_std: float = NotProvided,
         critic_lr: float = NotProvided,
         actor_lr: float = NotProvided,
+        adam_epsilon: float = NotProvided,
         replay_capacity: int = NotProvided,
         normalize_observations: bool = NotProvided,
         critic_post_gate_layer: bool = NotProvided,
@@ -181,11 +182,13 @@ class QWRConfig(AlgorithmConfig):
                 after: "std", "abs" (mean absolute deviation) or "none".
             beta: Temperature of the actor's weights: large is behaviour cloning.
             max_weight: Clip of the actor's weights.
-            normalize_advantages: Scale the advantages of a minibatch to mean 0, std 1.
+            advantage_scaling: Scale the advantages of each "state", or of the whole "minibatch",
+                to mean 0 and standard deviation 1; "none" leaves them.
             action_std: The Gaussian policy's standard deviation, where the action range is
                 [-1, 1].
             critic_lr: Adam's learning rate of the critic.
             actor_lr: Adam's learning rate of the actor.
+            adam_epsilon: Adam's addend to the root mean square of a gradient, of both.
             replay_capacity: Environment steps kept in the replay.
             normalize_observations: By running mean and variance inside the network.
             critic_post_gate_layer: One more hidden layer behind the critic's gate.

@@ -195,6 +195,8 @@ def run_trial(trial: Trial) -> Outcome:
         # Narrower than the default: how far QWR moves from mu shows in fewer steps.
         beta=1.0 if awr else 0.5,
         backup_temperature=0.1,
+        q_spread="none",
+        advantage_scaling="minibatch",
     )
     learner = Learner(networks, config, trial.seed)
     capacity = 20 * sum(map(len, fragments))  # nothing is evicted or cut

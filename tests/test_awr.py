@@ -16,8 +16,8 @@ from qwr_rllib.gradients import AutogradGradient, DenseGradient, gradient_of
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import GatedCritic, QWRNetworks, ValueCritic
 
-AWR_SETTINGS = {"critic_type": "v", "actor_actions": "replay"}
-AWAC_SETTINGS = {"actor_actions": "replay"}
+AWAC_SETTINGS = {"actor_actions": "replay", "advantage_scaling": "minibatch"}
+AWR_SETTINGS = AWAC_SETTINGS | {"critic_type": "v"}
 SPECS = pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 
 
@@ -34,6 +34,9 @@ class PlainAWR(PlainQWR):
     def backup(self, value, probs, scale):
         return value.item()
 
+    def scale(self, target_critic, minibatch):
+        return 1.0
+
     def advantage(self, episode, t):
         critic = self.networks.critic
         return self.target(critic, episode, t, 1.0) - self.values(critic, episode, t)[0].item()
@@ -44,7 +47,7 @@ class PlainAWR(PlainQWR):
         for _ in range(config.n_actor_steps):
             minibatch = self.minibatch()
             advantages = [self.advantage(e, t) for e, t in minibatch]
-            if config.normalize_advantages:
+            if config.advantage_scaling == "minibatch":
                 mean = sum(advantages) / len(advantages)
                 variance = sum((each - mean) ** 2 for each in advantages) / len(advantages)
                 advantages = [(each - mean) / (variance**0.5 + 1e-5) for each in advantages]
@@ -66,7 +69,7 @@ class PlainAWR(PlainQWR):
 class PlainAWAC(PlainAWR):
     """QWR's critic; the advantage of the replay's action over the mean of mu's."""
 
-    values, backup = PlainQWR.values, PlainQWR.backup
+    values, backup, scale = PlainQWR.values, PlainQWR.backup, PlainQWR.scale
 
     def advantage(self, episode, t):
         critic = self.networks.critic
@@ -95,9 +98,9 @@ def evenly(params, n, generator=None):
     ("plain", "settings"),
     [
         (PlainAWR, AWR_SETTINGS | {"margin": 60}),
-        (PlainAWR, AWR_SETTINGS | {"margin": 2, "normalize_advantages": False, "beta": 0.5}),
+        (PlainAWR, AWR_SETTINGS | {"margin": 2, "advantage_scaling": "none", "beta": 0.5}),
         (PlainAWAC, AWAC_SETTINGS),
-        (PlainAWAC, AWAC_SETTINGS | {"backup": "max", "normalize_advantages": False}),
+        (PlainAWAC, AWAC_SETTINGS | {"backup": "max", "advantage_scaling": "none"}),
     ],
     ids=["awr", "awr-short", "awac", "awac-max"],
 )
@@ -172,7 +175,7 @@ def test_each_loss_reaches_its_own_network_only():
 
 def test_weights_against_a_baseline_by_hand():
     q_values, baseline = torch.tensor([[3.0], [1.0], [2.0]]), torch.tensor([1.0, 1.0, 3.0])
-    found = losses.advantage_weights(q_values, 2.0, 2.0, normalize=False, baseline=baseline)
+    found = losses.advantage_weights(q_values, 2.0, 2.0, "none", baseline=baseline)
     # Advantages 2, 0, -1.
     expected = [[2.0], [1.0], [math.exp(-0.5)]]
     torch.testing.assert_close(found, torch.tensor(expected))
@@ -196,6 +199,11 @@ def test_large_beta_is_behaviour_cloning(settings):
 
 
 # Settings
+
+
+def test_one_action_cannot_be_scaled_within_its_state():
+    with pytest.raises(ValueError, match="advantage_scaling must be 'minibatch' or 'none' with"):
+        LearnerConfig(actor_actions="replay")
 
 
 def test_a_state_value_cannot_judge_samples():

@@ -275,10 +275,30 @@ def test_lambda_returns_refuse(name, value, message):
 def test_advantage_weights_golden():
     # Advantages -1 0 1 and -2 -2 4; at beta 2 the last is exp(2) = 7.389, clipped at 5.
     expected = [[0.6065307, 1.0, 1.6487213], [0.3678794, 0.3678794, 5.0]]
-    close(losses.advantage_weights(Q, beta=2.0, max_weight=5.0, normalize=False), expected)
+    close(losses.advantage_weights(Q, 2.0, 5.0, "none"), expected)
 
 
-def test_advantage_weights_golden_normalized():
+def test_advantage_weights_golden_scaled_within_states():
+    # Mean squares of -1 0 1 and of -2 -2 4 are 2 / 3 and 8: divided by 0.8165066 and 2.8284371.
+    expected = [[0.2938371, 1.0, 3.4032466], [0.4930699, 0.4930699, 4.1132298]]
+    close(losses.advantage_weights(Q, scaling="state"), expected)
+
+
+def test_advantage_weights_golden_scaled_within_states_under_probs():
+    # Expected squares of -0.75 0.25 1.25 and -1.5 -1.5 4.5 under PROBS are 0.6875 and 6.75.
+    first = [math.exp(a / (math.sqrt(0.6875) + 1e-5)) for a in (-0.75, 0.25, 1.25)]
+    second = [math.exp(a / (math.sqrt(6.75) + 1e-5)) for a in (-1.5, -1.5, 4.5)]
+    close(losses.advantage_weights(Q, scaling="state", probs=PROBS), [first, second])
+
+
+def test_scaling_within_states_ignores_the_scale_of_each_state():
+    q_values = torch.randn(16, 8, dtype=torch.float64)
+    scales = 10 ** torch.linspace(-1, 4, 16, dtype=torch.float64).unsqueeze(-1)
+    weights = losses.advantage_weights(q_values, scaling="state")
+    close(losses.advantage_weights(scales * q_values, scaling="state"), weights, rtol=1e-3)
+
+
+def test_advantage_weights_golden_scaled_over_the_minibatch():
     # Mean square of -1 0 1 -2 -2 4 is 26 / 6, so they are divided by 2.0816660 + 1e-5.
     expected = [[0.6185470, 1.0, 1.6166921], [0.3826003, 0.3826003, 6.8313931]]
     close(losses.advantage_weights(Q), expected)
@@ -287,20 +307,27 @@ def test_advantage_weights_golden_normalized():
 def test_advantage_weights_golden_under_probs():
     # V is 1.75 and 1.5: advantages -0.75 0.25 1.25 and -1.5 -1.5 4.5.
     expected = [[0.4723666, 1.2840254, 3.4903430], [0.2231302, 0.2231302, 20.0]]
-    close(losses.advantage_weights(Q, normalize=False, probs=PROBS), expected)
+    close(losses.advantage_weights(Q, scaling="none", probs=PROBS), expected)
 
 
-@given(st.data(), st.booleans(), st.floats(0.25, 4.0), st.floats(1.5, 30.0))
-def test_advantage_weights_equal_naive_loop(data, normalize, beta, max_weight):
+@given(
+    st.data(),
+    st.sampled_from(["state", "minibatch", "none"]),
+    st.floats(0.25, 4.0),
+    st.floats(1.5, 30.0),
+)
+def test_advantage_weights_equal_naive_loop(data, scaling, beta, max_weight):
     rows = [data.draw(numbers(4)) for _ in range(3)]
     advantages = [q - sum(row) / 4 for row in rows for q in row]
-    if normalize:
-        mean = sum(advantages) / 12
-        std = math.sqrt(sum((a - mean) ** 2 for a in advantages) / 12)
-        advantages = [(a - mean) / (std + 1e-5) for a in advantages]
+    groups = {"state": [range(0, 4), range(4, 8), range(8, 12)], "minibatch": [range(12)]}
+    for group in groups.get(scaling, []):
+        mean = sum(advantages[i] for i in group) / len(group)
+        std = math.sqrt(sum((advantages[i] - mean) ** 2 for i in group) / len(group))
+        for i in group:
+            advantages[i] = (advantages[i] - mean) / (std + 1e-5)
     expected = [min(math.exp(a / beta), max_weight) for a in advantages]
     q_values = torch.tensor(rows, dtype=torch.float64)
-    actual = losses.advantage_weights(q_values, beta, max_weight, normalize)
+    actual = losses.advantage_weights(q_values, beta, max_weight, scaling)
     close(actual.flatten(), expected)
 
 
@@ -313,7 +340,9 @@ def test_normalized_advantages_have_mean_0_and_biased_std_1():
 def test_normalized_advantages_have_these_moments_under_mu():
     probs = torch.rand(64, 5, dtype=torch.float64)
     probs /= probs.sum(-1, keepdim=True)
-    advantages = losses.advantage_weights(torch.randn(64, 5).double(), 1.0, 1e9, True, probs).log()
+    advantages = losses.advantage_weights(
+        torch.randn(64, 5).double(), 1.0, 1e9, "minibatch", probs
+    ).log()
     assert (probs * advantages).sum(-1).mean().item() == pytest.approx(0, abs=1e-9)
     assert (probs * advantages.square()).sum(-1).mean().item() == pytest.approx(1, abs=1e-4)
 
@@ -329,9 +358,9 @@ def test_normalizing_equal_values_gives_equal_weights():
     close(losses.advantage_weights(torch.full((4, 3), 7.0)), torch.ones(4, 3))
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_large_beta_is_behaviour_cloning(normalize):
-    weights = losses.advantage_weights(Q, beta=1e8, normalize=normalize)
+@pytest.mark.parametrize("scaling", ["state", "minibatch", "none"])
+def test_large_beta_is_behaviour_cloning(scaling):
+    weights = losses.advantage_weights(Q, beta=1e8, scaling=scaling)
     assert torch.equal(weights, torch.ones(2, 3))
 
 
@@ -346,21 +375,21 @@ def test_one_action_has_weight_1():
 
 def test_the_clip_is_exact_and_does_not_touch_smaller_weights():
     q_values = torch.tensor([[-10.0, 10.0]])
-    close(losses.advantage_weights(q_values, 1.0, 20.0, False), [[math.exp(-10), 20.0]])
+    close(losses.advantage_weights(q_values, 1.0, 20.0, "none"), [[math.exp(-10), 20.0]])
     # 3 / 1 is just below log(20.1).
     q_values = torch.tensor([[-3.0, 3.0]])
-    close(losses.advantage_weights(q_values, 1.0, 20.1, False), [[math.exp(-3), math.exp(3)]])
+    close(losses.advantage_weights(q_values, 1.0, 20.1, "none"), [[math.exp(-3), math.exp(3)]])
 
 
 def test_huge_advantages_clip_instead_of_overflowing():
-    weights = losses.advantage_weights(torch.tensor([[-1e30, 1e30]]), 1.0, 20.0, False)
+    weights = losses.advantage_weights(torch.tensor([[-1e30, 1e30]]), 1.0, 20.0, "none")
     close(weights, [[0.0, 20.0]])
 
 
 def test_weights_of_samples_tend_to_those_of_all_actions():
     q_values, probs = torch.tensor([[0.5, -1.0, 2.0]]), torch.tensor([[0.2, 0.5, 0.3]])
     samples = torch.multinomial(probs[0], 200_000, replacement=True)[None]
-    sampled = losses.advantage_weights(q_values[:, samples[0]], normalize=True)
+    sampled = losses.advantage_weights(q_values[:, samples[0]])
     enumerated = losses.advantage_weights(q_values, probs=probs)
     close(sampled, enumerated[:, samples[0]], rtol=2e-2)
 

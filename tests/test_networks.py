@@ -413,3 +413,12 @@ def test_enumerated_and_sampled_actions_agree_in_expectation():
         weights = losses.advantage_weights(q_values, probs=probs)
         targets = losses.categorical_regression(actions, weights, 4, probs)
         torch.testing.assert_close(targets, exact.setdefault("targets", targets), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.99, 0.999])
+@pytest.mark.parametrize("critic_type", ["q", "v"])
+def test_q_starts_near_0_whatever_its_scale(critic_type, gamma):
+    networks = QWRNetworks(CONTINUOUS, gamma=gamma, critic_type=critic_type)
+    obs, actions = torch.randn(500, 3), torch.randn(500, 2)
+    values = networks.critic(obs, actions) * networks.critic.q_scale
+    assert 0 < values.abs().max() < 0.5

@@ -390,7 +390,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"action_std": 0.0}, "action_std must be a number > 0, got 0.0"),
         ({"action_std": float("nan")}, "action_std must be a number > 0, got nan"),
         ({"compile": "yes"}, "compile must be true, false or 'auto', got 'yes'"),
-        ({"normalize_advantages": 1}, "normalize_advantages must be true or false, got 1"),
+        ({"advantage_scaling": 1}, "advantage_scaling must be one of 'state', .*, got 1"),
         ({"normalize_observations": "no"}, "normalize_observations must be true or false"),
         ({"replay_capacity": 999, "n_interactions": 1000},
          r"replay_capacity must be >= n_interactions \(1000\), got 999"),
@@ -408,6 +408,24 @@ def test_impossible_values_are_named(training, message):
     with pytest.raises(ValueError, match=message) as error:
         config.validate()
     assert "\n" not in str(error.value)
+
+
+def test_vectors_are_learnt_from_on_one_thread():
+    config = (
+        QWRConfig()
+        .environment("Pendulum-v1")
+        .env_runners(num_env_runners=0)
+        .resources(num_cpus_for_main_process=2)
+        .training(**SMALL | {"learner_threads": "auto"})
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    algo = config.build_algo()
+    try:
+        assert torch.get_num_threads() == 1
+    finally:
+        algo.stop()
+        torch.set_num_threads(threads)
 
 
 def test_overlapping_needs_a_rollout_worker():
