@@ -179,6 +179,17 @@ def load(
     return storage
 
 
+def mean_return(config: OfflineConfig) -> float:
+    """The mean return of the episodes that are taken of a data set.
+
+    Raises:
+        ValueError: for data that is missing or damaged.
+        ModuleNotFoundError: if Minari is needed and not installed.
+    """
+    episodes = _first(open_dataset(config.dataset).episodes, config.num_episodes)
+    return float(np.mean([np.sum(episode.rewards) for episode in episodes]))
+
+
 def _first(episodes: Iterable[Episode], count: int | None) -> Iterator[Episode]:
     for i, episode in enumerate(episodes):
         if i == count:

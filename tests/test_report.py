@@ -20,7 +20,9 @@ from matplotlib import image
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from qwr_rllib import offline
 from qwr_rllib.cli import qwr
+from qwr_rllib.offline import OfflineConfig
 from qwr_rllib.report import estimates, figures, groups, paper, tables, trials
 from qwr_rllib.report.page import write
 
@@ -308,6 +310,48 @@ def test_environments_and_algorithms_are_never_mixed(tmp_path: Path) -> None:
     kinds = [(group.algorithm, group.env, len(group.trials)) for group in found]
     assert kinds == [("QWR", "Hopper-v5", 1), ("PPO", "Walker2d-v5", 0), ("QWR", "Walker2d-v5", 1)]
     assert found[1].label == "PPO"
+
+
+def test_logged_data_is_a_kind_of_its_own(tmp_path: Path) -> None:
+    logged = {"offline": {"dataset": "none/such-v0", "num_episodes": 5}}
+    write_trial(tmp_path, 0)
+    for seed in (0, 1):
+        write_trial(tmp_path, 1 + seed, steps=0, seed=seed, **logged)
+    online = {"dataset": "none/such-v0", "iterations": 2}
+    write_trial(tmp_path, 3, steps=500, offline=online)
+    found = groups.group(trials.read([tmp_path]))
+    assert [(cell.offline, len(cell.trials)) for cell in found] == [(False, 1), (True, 2)]
+    assert [cell.budget for cell in found] == ["4 000", "4 iterations on logged data"]
+    # The paper's Table 1 has nothing of the kind.
+    beside = tables.beside_the_paper(found)
+    assert beside is not None
+    assert list(beside.frame.env_steps) == [4000]
+
+
+def test_curves_on_logged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def mean_return(config: OfflineConfig) -> float:
+        asked.append((config.dataset, config.num_episodes))
+        return 1025.0
+
+    monkeypatch.setattr(offline, "mean_return", mean_return)
+    logged = {"offline": {"dataset": "some/expert-v0", "num_episodes": 5}}
+    write_trial(tmp_path, 0, steps=0, evaluated=(1, 2, 3, 4), **logged)
+    figure = figures.draw(groups.group(trials.read([tmp_path])), "iqr")[0].figure
+    (axes,) = figure.axes
+    assert axes.get_title() == "Walker2d-v5, logged data: evaluation (mode of the policy)"
+    assert axes.get_xlabel() == "iterations"
+    returns, line = axes.get_lines()
+    assert returns.get_xydata().tolist() == [[1, 1010], [2, 1020], [3, 1030], [4, 1040]]
+    assert line.get_ydata() == [1025, 1025]
+    assert asked == [("some/expert-v0", 5)]
+
+
+def test_curves_on_data_that_is_gone(tmp_path: Path) -> None:
+    write_trial(tmp_path, 0, steps=0, offline={"dataset": "/none/such"})
+    figure = figures.draw(groups.group(trials.read([tmp_path])), "iqr")[0].figure
+    assert len(figure.axes[0].get_lines()) == 1
 
 
 def test_what_is_not_averaged(tmp_path: Path) -> None:

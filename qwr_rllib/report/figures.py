@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
@@ -17,6 +19,8 @@ from matplotlib.lines import Line2D
 from qwr_rllib.report import estimates, paper
 from qwr_rllib.report.groups import Group, short, sort_key
 from qwr_rllib.report.trials import Trial
+
+logger = logging.getLogger(__name__)
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 """Told apart with any colour vision (Okabe and Ito, 2008; their yellow is too light for lines)."""
@@ -61,7 +65,8 @@ def draw(groups: Sequence[Group], kind: str) -> list[Drawing]:
     with mpl.rc_context(STYLE):
         by_env: dict[str, list[Group]] = {}
         for group in groups:
-            by_env.setdefault(group.env, []).append(group)
+            heading = f"{group.env}, logged data" if group.offline else group.env
+            by_env.setdefault(heading, []).append(group)
         few = {env: cells for env, cells in by_env.items() if len(cells) <= MAX_LINES}
         if few:
             drawings.append(learning_curves(few, kind))
@@ -77,8 +82,14 @@ def draw(groups: Sequence[Group], kind: str) -> list[Drawing]:
 
 
 def _series(trial: Trial, column: str) -> tuple[np.ndarray, np.ndarray]:
-    rows = trial.rows[["env_steps", column]].dropna()
-    return rows.env_steps.to_numpy(), rows[column].to_numpy()
+    """A trial's returns over thousands of environment steps, or iterations on logged data."""
+    rows = trial.rows.dropna(subset=column)
+    steps = rows.iteration if trial.offline else rows.env_steps / 1000
+    return steps.to_numpy(), rows[column].to_numpy()
+
+
+def _steps_label(cells: Sequence[Group]) -> str:
+    return "iterations" if cells[0].offline else "environment steps (thousands)"
 
 
 def _plot(axes: Axes, cell: Group, column: str, kind: str, color: str, marker: str) -> bool:
@@ -89,21 +100,19 @@ def _plot(axes: Axes, cell: Group, column: str, kind: str, color: str, marker: s
         found = estimates.curve(series, kind)
         sparse = len(found.steps) <= 30
         axes.plot(
-            found.steps / 1000,
+            found.steps,
             found.middle,
             color=color,
             marker=marker if sparse else None,
             markersize=4,
             linewidth=1.6,
         )
-        axes.fill_between(
-            found.steps / 1000, found.low, found.high, color=color, alpha=0.2, linewidth=0
-        )
+        axes.fill_between(found.steps, found.low, found.high, color=color, alpha=0.2, linewidth=0)
         drawn = True
     for trial in cell.others:
         steps, returns = _series(trial, column)
         if len(steps):
-            axes.plot(steps / 1000, returns, color=color, linewidth=0.9, linestyle=":", alpha=0.9)
+            axes.plot(steps, returns, color=color, linewidth=0.9, linestyle=":", alpha=0.9)
             drawn = True
     return drawn
 
@@ -122,35 +131,56 @@ def _handle(cell: Group, color: str, marker: str) -> Line2D:
     )
 
 
-def _paper_line(axes: Axes, cells: Sequence[Group], upright: bool = False) -> Line2D | None:
-    """Draws the paper's score of the environment, if it has it."""
+def _reference_line(axes: Axes, cells: Sequence[Group], upright: bool = False) -> Line2D | None:
+    """Draws the paper's score of the environment, or the return of the logged data, if known."""
     task = cells[0].task
-    found = paper.table_of(task)
-    if found is None:
+    score, label = None, "paper, QWR-LSE at 100K"
+    if cells[0].offline:
+        score, label = _logged_return(cells[0]), "logged data"
+    elif found := paper.table_of(task):
+        score = found[0]["QWR-LSE"][task].mean
+    if score is None:
         return None
-    score = found[0]["QWR-LSE"][task].mean
     draw_line = axes.axvline if upright else axes.axhline
-    line: Line2D = draw_line(
-        score, color="0.35", linestyle="--", linewidth=1, label="paper, QWR-LSE at 100K"
-    )
+    line: Line2D = draw_line(score, color="0.35", linestyle="--", linewidth=1, label=label)
     return line
 
 
+def _logged_return(cell: Group) -> float | None:
+    """The mean return of the data that a group learnt from; ``None`` where it is not found."""
+    config = (cell.trials + cell.others)[0].config
+    return _mean_return(config["offline/dataset"], config.get("offline/num_episodes"))
+
+
+@cache
+def _mean_return(dataset: str, num_episodes: int | None) -> float | None:
+    # Here, because RLlib takes seconds to import.
+    from qwr_rllib.offline import OfflineConfig, mean_return
+
+    try:
+        return mean_return(OfflineConfig(dataset, num_episodes=num_episodes))
+    except (ValueError, ModuleNotFoundError) as error:
+        logger.warning("No line for the logged data: %s", error)
+        return None
+
+
 def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
-    """Training and evaluation return over environment steps, a row for each environment."""
+    """Training and evaluation return over steps, a row for each environment."""
     heights = [3.0 + 0.22 * _legend_rows(cells) for cells in by_env.values()]
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(by_env), 1, squeeze=False, height_ratios=heights)
     for part, (env, cells) in zip(parts[:, 0], by_env.items(), strict=True):
-        row = part.subplots(1, 2, sharey=True, sharex=True)
-        for axes, (column, title) in zip(row, TITLES.items(), strict=True):
+        # Nothing is collected where data is logged.
+        titles = {name: TITLES[name] for name in list(TITLES)[cells[0].offline :]}
+        row = part.subplots(1, len(titles), sharey=True, sharex=True, squeeze=False)[0]
+        for axes, (column, title) in zip(row, titles.items(), strict=True):
             drawn = [
                 _plot(axes, cell, column, kind, color, marker)
                 for cell, color, marker in zip(cells, COLORS, MARKERS, strict=False)
             ]
-            line = _paper_line(axes, cells)
+            line = _reference_line(axes, cells)
             axes.set_title(f"{env}: {title}")
-            axes.set_xlabel("environment steps (thousands)")
+            axes.set_xlabel(_steps_label(cells))
             if not any(drawn):
                 _say(axes, "no evaluation" if column.startswith("eval") else "no return yet")
         row[0].set_ylabel("episode return")
@@ -246,7 +276,7 @@ def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str)
                 for cell in shown
                 for name in [short(cell.settings[keys.color])]
             ]
-            line = _paper_line(axes, cells)
+            line = _reference_line(axes, cells)
             if not any(drawn):
                 _say(axes, "no results")
             title = [f"{keys.column}={short(column_value)}"]
@@ -254,7 +284,7 @@ def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str)
             seeds = sorted({len(cell.trials) for cell in shown})
             spread = " to ".join(map(str, dict.fromkeys(seeds[:1] + seeds[-1:]))) or "0"
             axes.set_title(", ".join(title) + f"\nseeds a line: {spread}", fontsize=9)
-    figure.supxlabel("environment steps (thousands)", fontsize=9)
+    figure.supxlabel(_steps_label(cells), fontsize=9)
     figure.supylabel(f"{column.partition('_')[0]} return", fontsize=9)
     handles = [
         Line2D([], [], color=color, marker=markers[name], markersize=4, label=name)
@@ -301,7 +331,7 @@ def scores(env: str, cells: Sequence[Group]) -> Drawing | None:
         if bounds:
             axes.plot(bounds, [place, place], color=COLORS[0], linewidth=2.5, alpha=0.6)
         axes.plot(middle, place, "D", color=COLORS[0], markersize=6)
-    line = _paper_line(axes, cells, upright=True)
+    line = _reference_line(axes, cells, upright=True)
     axes.set_yticks(
         range(len(shown)), [f"{cell.label}  (n={len(cell.scores(column))})" for cell in shown]
     )

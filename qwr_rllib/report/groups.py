@@ -63,6 +63,19 @@ class Group:
         return max((trial.env_steps for trial in self.trials), default=0)
 
     @property
+    def offline(self) -> bool:
+        """Whether its trials learn from logged data alone."""
+        return any(trial.offline for trial in self.trials + self.others)
+
+    @property
+    def budget(self) -> str:
+        """What each averaged trial had: environment steps, or iterations on logged data."""
+        if not self.offline:
+            return f"{self.env_steps:,}".replace(",", " ")
+        count = max((len(trial.rows) for trial in self.trials), default=0)
+        return f"{count} iterations on logged data"
+
+    @property
     def variant(self) -> str:
         """The paper's name of the algorithm."""
         if self.algorithm != "QWR":
@@ -77,17 +90,17 @@ class Group:
 
 
 def group(trials: Iterable[Trial]) -> list[Group]:
-    """Groups trials by algorithm, environment and all settings but the seed.
+    """Groups trials by algorithm, environment, kind of data and all settings but the seed.
 
     Writes into the trials that are finished and yet not averaged the reason.
     """
-    kinds: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+    kinds: dict[tuple[str, str, bool], list[Trial]] = defaultdict(list)
     for trial in trials:
         if trial.config:
-            kinds[trial.env, trial.algorithm].append(trial)
+            kinds[trial.env, trial.algorithm, trial.offline].append(trial)
     groups: list[Group] = []
-    algorithms = {algorithm for _, algorithm in kinds}
-    for (env, algorithm), members in sorted(kinds.items()):
+    algorithms = {algorithm for _, algorithm, _ in kinds}
+    for (env, algorithm, _), members in sorted(kinds.items()):
         keys = varying(members)
         cells: dict[str, Group] = {}
         for trial in members:

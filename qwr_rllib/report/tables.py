@@ -102,7 +102,7 @@ def final_scores(groups: Sequence[Group]) -> Table:
             "group": frame.group,
             "seeds": frame.seeds,
             "left out": frame.unfinished_or_left_out,
-            "steps": [f"{steps:,}".replace(",", " ") for steps in frame.env_steps],
+            "steps": [group.budget for group in groups],
             "evaluation, IQM [95 %]": _intervals(frame, "evaluation"),
             "mean ± std": [
                 MISSING
@@ -136,7 +136,7 @@ def beside_the_paper(groups: Sequence[Group]) -> Table | None:
     """Ours beside the paper's Tables 1 and 2; ``None`` without an environment of theirs."""
     rows, sources, short = [], [], False
     for group in groups:
-        if not group.trials or (found := paper.table_of(group.task)) is None:
+        if not group.trials or group.offline or (found := paper.table_of(group.task)) is None:
             continue
         table, source = found
         sources.append(source)

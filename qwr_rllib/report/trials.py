@@ -72,6 +72,11 @@ class Trial:
         return int(self.rows.env_steps.iloc[-1]) if len(self.rows) else 0
 
     @property
+    def offline(self) -> bool:
+        """Whether it learns from logged data alone."""
+        return "offline/dataset" in self.config and self.config.get("offline/iterations") is None
+
+    @property
     def evaluation_score(self) -> float:
         """Mean return of the last evaluation; NaN without one."""
         evaluated = self.rows.evaluation_return.dropna()
