@@ -162,11 +162,14 @@ def process(name: str, *arguments: Any) -> ProcessPoolExecutor:
 def start(name: str, task: str, rows: int, steps: int, threads: int) -> None:
     """Makes this process's side and its rows."""
     global side, view
-    torch.set_num_threads(threads)
     config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps)
     view = filled_view(TASKS[task], rows, seed=0)
     torch.manual_seed(0)
     side = SIDES[name](QWRNetworks(TASKS[task]), config, seed=0)
+    if isinstance(side, Learner) and not TASKS[task].image:
+        side.use_threads(threads)
+        threads = 1
+    torch.set_num_threads(threads)
 
 
 def turn() -> dict[str, float]:

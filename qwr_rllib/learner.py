@@ -17,7 +17,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -44,6 +45,8 @@ MAX_TILE_ELEMENTS = 2**23  # of their observations
 
 ActorActions = Literal["mu", "replay"]
 Critic = GatedCritic | ValueCritic
+# Rows of its minibatches, what the actor regresses onto, diagnostics.
+ActorChunk = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -238,6 +241,7 @@ class Learner:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
+        self._pool: ThreadPoolExecutor | None = None
         self.num_critic_updates = 0
         self.num_actor_updates = 0
         self.num_target_updates = 0
@@ -259,6 +263,15 @@ class Learner:
             critic: gate_kernel(critic) if compiler == "numba" else None
             for critic in (self.critic, self.target_critic)
         }
+
+    def use_threads(self, count: int) -> None:
+        """Shares what is computed at the start of a chunk among threads; the numbers stay the same.
+
+        The actor's next chunk is prepared while the steps of this one are made. Threads within an
+        operation (``torch.set_num_threads``) are something else: of small networks' steps they
+        make a barrier every 100 microseconds.
+        """
+        self._pool = ThreadPoolExecutor(count) if count > 1 else None
 
     def observe(self, obs: Tensor) -> None:
         """Takes newly collected raw observations ``(k, ...)`` into the normaliser."""
@@ -300,12 +313,19 @@ class Learner:
         started = time.perf_counter()
         features = self._all_features(view)
         totals = torch.zeros(4, device=self._device)
-        for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
-            chunk = self._actor_chunk(view, steps, features)
+
+        def regression(steps: int) -> ActorChunk:
+            rows = view.sample(steps * self.config.train_batch_size, self._generator)
+            rows = rows.view(steps, -1)
+            return rows, *self._actor_regression(view, rows, features)
+
+        chunks = self._chunks(self.config.n_actor_steps, self.num_actor_updates)
+        for rows, targets, diagnostics in self._ahead(regression, chunks):
+            chunk = self._actor_steps(view, rows, targets, diagnostics)
             largest = torch.maximum(totals[3], chunk[3])
             totals += chunk
             totals[3] = largest
-            self.num_actor_updates += steps
+            self.num_actor_updates += len(rows)
         means = (totals / max(1, self.config.n_actor_steps)).tolist()
         return self._metrics(
             "actor",
@@ -406,10 +426,36 @@ class Learner:
         values = losses.backup(q_values / scale, config.backup, config.backup_temperature, probs)
         return (values * scale.squeeze(-1)).view_as(inverse)
 
-    def _actor_chunk(self, view: ReplayView, steps: int, features: Tensor | None) -> Tensor:
+    def _ahead(
+        self, function: Callable[[int], ActorChunk], arguments: Sequence[int]
+    ) -> Iterator[ActorChunk]:
+        """``map``, where each result is computed while its predecessor is used."""
+        if not self._pool:
+            yield from map(function, arguments)
+            return
+        ahead: Future[ActorChunk] | None = None
+        try:
+            for argument in arguments:
+                # One after the other: they draw from one generator.
+                ready = ahead.result() if ahead else None
+                ahead = self._pool.submit(function, argument)
+                if ready:
+                    yield ready
+            if ahead:
+                yield ahead.result()
+        finally:
+            if ahead:
+                wait([ahead])
+
+    def _actor_steps(
+        self,
+        view: ReplayView,
+        rows: Tensor,
+        regression: tuple[Tensor, ...],
+        diagnostics: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
         """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
-        rows = view.sample(steps * self.config.train_batch_size, self._generator).view(steps, -1)
-        regression, diagnostics = self._actor_regression(view, rows, features)
+        steps = len(rows)
         total = torch.zeros((), device=self._device)
         for step, obs in enumerate(self._inputs(view, rows)):
             loss, _ = self._actor_gradient((obs,), [part[step] for part in regression])
@@ -492,13 +538,16 @@ class Learner:
         actions, probs = self.actor.proposals(
             mu, mu.shape[-1] if n == "all" else n, self._generator
         )
+
+        @torch.no_grad()  # which each thread has to say for itself
+        def q_values(states: Tensor, actions: Tensor) -> Tensor:
+            of_states = self._features(critic, view, states, features)
+            return self._q_values(critic, of_states, actions)
+
         # In tiles: their features are used before they leave a core's cache.
-        tile = _tile(view)
-        q_values = [
-            self._q_values(critic, self._features(critic, view, some, features), theirs)
-            for some, theirs in zip(states.split(tile), actions.split(tile), strict=True)
-        ]
-        return torch.cat(q_values), actions, probs
+        tiles = states.split(_tile(view)), actions.split(_tile(view))
+        values = self._pool.map(q_values, *tiles) if self._pool else map(q_values, *tiles)
+        return torch.cat(list(values)), actions, probs
 
     def _q_values(self, critic: GatedCritic, features: Tensor, actions: Tensor) -> Tensor:
         return (self._gates[critic] or critic).q_values(features, actions)

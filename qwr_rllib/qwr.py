@@ -201,8 +201,8 @@ class QWRConfig(AlgorithmConfig):
                 actor of the iteration before. The paper does one after the other.
             compile: ``torch.compile`` the regressions; "auto" does on a GPU and takes Numba's
                 kernels on a CPU; False compiles nothing.
-            learner_threads: CPU threads of the learner; "auto" takes one for vectors, and for
-                images the CPUs of the main process and of the rollout workers, where these rest.
+            learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main process
+                and of the rollout workers, where these rest meanwhile.
             frame_stack: Observations are this many frames along their first axis, of which the
                 replay keeps one each; "auto" is what the package's own environments have, else 1.
             reward_clip: Rewards are clipped to this absolute value in the replay; the returns
@@ -391,16 +391,18 @@ class QWR(Algorithm):
     def setup(self, config: QWRConfig) -> None:
         super().setup(config)
         policy = self.get_policy()
-        threads = config.learner_threads
-        if threads == "auto" and not policy.spec.image:
-            # More would meet at a barrier every 100 microseconds: a seventh faster on an idle
-            # machine, and up to eight times slower where a core has other work to do as well.
-            threads = 1
-        elif threads == "auto":
+        if config.learner_threads == "auto":
             runners = config.num_env_runners * config.num_cpus_per_env_runner
             runners *= not config.overlap_sampling
             threads = int(config.num_cpus_for_main_process + runners)
-        torch.set_num_threads(max(1, min(threads, len(os.sched_getaffinity(0)))))
+        else:
+            threads = config.learner_threads
+        threads = max(1, min(threads, len(os.sched_getaffinity(0))))
+        # Images have operations that are large enough to be shared. Of small ones threads make a
+        # barrier every 100 microseconds, which stalls where a core has other work to do as well.
+        torch.set_num_threads(threads if policy.spec.image else 1)
+        if policy.device.type == "cpu" and not policy.spec.image:
+            policy.learner.use_threads(threads)
 
         self._check_memory(policy)
         self.collector = Collector(

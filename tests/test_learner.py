@@ -317,6 +317,27 @@ def test_training_of_any_network_is_algorithm_2(spec, kwargs):
         )
 
 
+AWR = {"critic_type": "v", "actor_actions": "replay", "advantage_scaling": "minibatch"}
+
+
+@pytest.mark.parametrize("settings", [{}, AWR], ids=["qwr", "awr"])
+def test_threads_change_nothing(settings, monkeypatch):
+    monkeypatch.setattr(learner_module, "MAX_TILE", 4)
+    found = []
+    for threads in (1, 2, 3):
+        networks = networks_for(CONTINUOUS, critic_type=settings.get("critic_type", "q"))
+        learner = learner_for(CONTINUOUS, networks=networks, **settings)
+        learner.use_threads(threads)
+        view = view_of(CONTINUOUS)
+        metrics = [learner.train(view) for _ in range(2)]
+        losses = [(each["critic_loss"], each["actor_loss"]) for each in metrics]
+        found.append((losses, parameters_to_vector(networks.parameters()), learner.state_dict()))
+    for losses, parameters, state in found[1:]:
+        assert losses == found[0][0]
+        assert torch.equal(parameters, found[0][1])
+        assert torch.equal(state["generator"], found[0][2]["generator"])
+
+
 def test_training_on_images_is_algorithm_2(monkeypatch):
     monkeypatch.setattr(learner_module, "MAX_TILE_ELEMENTS", 3 * 20 * 20 * 5)  # five at once
     networks = networks_for(PICTURES, conv_filters=[[4, 8, 4], [8, 4, 2]], conv_hiddens=[16])

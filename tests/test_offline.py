@@ -16,7 +16,7 @@ from ray.rllib.policy.sample_batch import SampleBatch
 
 from qwr_rllib import AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
-from qwr_rllib.offline import MU_KEY, OfflineConfig, load
+from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return
 from qwr_rllib.qwr_torch_policy import spec_of
 
 minari = pytest.importorskip("minari")
@@ -109,6 +109,12 @@ def test_actions_are_normalised_and_stand_in_for_mu():
 def test_actions_stay_where_the_policy_acts_in_the_environments_range():
     storage = loaded(write([episode(0, 2)]), normalize=False)
     np.testing.assert_allclose([action for _, action, _ in rows(storage)], [[0, 0], [1, 1]])
+
+
+def test_the_mean_return_of_the_episodes_that_are_taken():
+    dataset = write([episode(0, 2), episode(1, 4), episode(2, 9)])
+    # 1 + 2 and 1 + 2 + 3 + 4.
+    assert mean_return(OfflineConfig(dataset, num_episodes=2)) == 6.5
 
 
 def test_terminated_and_cut_episodes_are_told_apart():

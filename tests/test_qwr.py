@@ -14,6 +14,7 @@ from ray.rllib.policy.policy import Policy
 from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.learner import Learner
 from qwr_rllib.qwr import RefusedRowsError
 
 SMALL = {
@@ -410,7 +411,10 @@ def test_impossible_values_are_named(training, message):
     assert "\n" not in str(error.value)
 
 
-def test_vectors_are_learnt_from_on_one_thread():
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+def test_threads_share_chunks_of_vectors_and_not_operations(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Learner, "use_threads", lambda _, count: asked.append(count))
     config = (
         QWRConfig()
         .environment("Pendulum-v1")
@@ -423,6 +427,7 @@ def test_vectors_are_learnt_from_on_one_thread():
     algo = config.build_algo()
     try:
         assert torch.get_num_threads() == 1
+        assert asked == [2]
     finally:
         algo.stop()
         torch.set_num_threads(threads)
