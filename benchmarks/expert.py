@@ -7,8 +7,8 @@
 take half the time on a CPU. Neither is a dependency of the package. The expert is the policy with
 the best evaluation on the way (10 episodes, every 5 % of the steps), kept in ``--folder``; a script
 that is started again with ``--record-only`` takes it from there. The data set holds ``--episodes``
-episodes of it with the mode action (for MuJoCo, 1000 steps each unless it falls), and ``offline``
-reads it.
+episodes of it with the mode action, or with its own noise (for MuJoCo, 1000 steps each unless it
+falls), and ``offline`` reads it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def play(args: argparse.Namespace, model: BaseAlgorithm) -> list[EpisodeBuffer]:
         columns["observations"].append(observation)
         over = False
         while not over:
-            action, _ = model.predict(observation, deterministic=True)
+            action, _ = model.predict(observation, deterministic=not args.explore)
             observation, reward, terminated, truncated, _ = env.step(action)
             values = (observation, action, float(reward), terminated, truncated)
             for column, value in zip(columns.values(), values, strict=True):
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=50, help="recorded")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="default experts/ENV-ALGO")
+    parser.add_argument("--explore", action="store_true", help="record with the policy's own noise")
     parser.add_argument("--record-only", action="store_true", help="the expert is there already")
     parser.add_argument("--progress", action="store_true", help="a bar; needs tqdm and rich")
     args = parser.parse_args()
