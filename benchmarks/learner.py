@@ -154,6 +154,14 @@ class PlainLoop:
 SIDES = {"plain loop": PlainLoop, "learner": Learner}
 
 
+def save(out: str, results: list[dict[str, float]], **about: Any) -> None:
+    """Writes results as JSON, with what they were measured on and how."""
+    about |= {"torch": torch.__version__, "machine": platform.machine()}
+    with open(out, "w") as file:
+        json.dump({"about": about, "results": results}, file, indent=2)
+        file.write("\n")
+
+
 def process(name: str, *arguments: Any) -> ProcessPoolExecutor:
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, spawn, initializer=start, initargs=(name, *arguments))
@@ -214,16 +222,7 @@ def main(
         results.append(row)
         click.echo("\n".join(f"{key:32s} {value:10.2f}" for key, value in row.items()) + "\n")
     if out:
-        about = {
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "threads": threads,
-            "steps": steps,
-            "turns": turns,
-        }
-        with open(out, "w") as file:
-            json.dump({"about": about, "results": results}, file, indent=2)
-            file.write("\n")
+        save(out, results, threads=threads, steps=steps, turns=turns)
 
 
 if __name__ == "__main__":

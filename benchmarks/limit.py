@@ -12,8 +12,6 @@ compiles by default, is measured beside it in turn.
 
 from __future__ import annotations
 
-import json
-import platform
 import time
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from learner import TASKS, filled_view
+from learner import TASKS, filled_view, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwr_rllib.learner import Learner, LearnerConfig
@@ -106,16 +104,7 @@ def main(rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str |
         results.append(row)
         click.echo("\n".join(f"{key:50s} {value:10.3f}" for key, value in row.items()) + "\n")
     if out:
-        about = {
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-            "threads": threads,
-            "steps": steps,
-            "turns": turns,
-        }
-        with open(out, "w") as file:
-            json.dump({"about": about, "results": results}, file, indent=2)
-            file.write("\n")
+        save(out, results, threads=threads, steps=steps, turns=turns)
 
 
 if __name__ == "__main__":
