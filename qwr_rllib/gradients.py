@@ -4,8 +4,8 @@ The inner loops are thousands of steps on networks of a few 256 x 256 layers. At
 autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
 backward passes are written out. The numbers are those of autograd up to rounding, which the tests
 check. Networks with other layers than these go through :class:`AutogradGradient`, on any device.
-Where Numba is installed, the gate of a critic of continuous actions is compiled:
-:mod:`qwr_rllib.kernels`.
+Where Numba is installed, what surrounds their matrix products is compiled, and so is the gate of
+a critic of continuous actions: :mod:`qwr_rllib.kernels`.
 """
 
 from __future__ import annotations
@@ -66,15 +66,16 @@ def gradient_of(
     """
     if into.device.type == "cpu" and compiler != "torch":
         both = loss, loss_gradient
+        kernels = compiled_kernels() if compiler == "numba" else None
         if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
             gate = gate_kernel(module, _views(into, module)) if compiler == "numba" else None
             if gate is not None:
-                return KernelCriticGradient(module, gate, both, into)
-            return CriticGradient(module, both, into)
+                return KernelCriticGradient(module, gate, both, into, kernels)
+            return CriticGradient(module, both, into, kernels)
         if isinstance(module, (GaussianActor, CategoricalActor, ValueCritic)) and (
             _dense_layers(module.body, module.head) is not None
         ):
-            return DenseGradient(module, both, into)
+            return DenseGradient(module, both, into, kernels)
     return AutogradGradient(module, loss, into, compiler == "torch")
 
 
@@ -96,6 +97,25 @@ def gate_kernel(
         return None
     compiled = compiled_kernels()
     return compiled.GateKernel(critic, into) if compiled else None
+
+
+def features_kernel(critic: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """:meth:`GatedCritic.features`, compiled; ``None`` where there is no such thing.
+
+    Args:
+        critic: its parameters may change afterwards, not move.
+    """
+    layers = _dense_layers(critic.body) if isinstance(critic, GatedCritic) else None
+    kernels = compiled_kernels()
+    if not layers or not kernels or layers[0][0].weight.device.type != "cpu":
+        return None
+
+    def features(inputs: Tensor) -> Tensor:
+        for layer, relu in layers:
+            inputs = kernels.linear(inputs, layer.weight, layer.bias, relu)
+        return inputs
+
+    return features
 
 
 def compiled_kernels() -> ModuleType | None:
@@ -152,7 +172,13 @@ def _views(into: Tensor, module: nn.Module) -> dict[Tensor, Tensor]:
 class _Dense:
     """Linear layers with ReLU between; keeps its activations from forward to backward."""
 
-    def __init__(self, layers: list[tuple[nn.Linear, bool]], views: dict[Tensor, Tensor]) -> None:
+    def __init__(
+        self,
+        layers: list[tuple[nn.Linear, bool]],
+        views: dict[Tensor, Tensor],
+        kernels: ModuleType | None,
+    ) -> None:
+        self._kernels = kernels
         self._layers = [
             (layer.weight, layer.bias, views[layer.weight], views[layer.bias], relu)
             for layer, relu in layers
@@ -167,8 +193,11 @@ class _Dense:
             self._gradients = [inputs.new_empty(shape) for shape in shapes]
         self._inputs = inputs
         for (weight, bias, *_, relu), output in zip(self._layers, self._outputs, strict=True):
-            torch.addmm(bias, inputs, weight.t(), out=output)
-            inputs = output.relu_() if relu else output
+            if self._kernels:
+                inputs = self._kernels.linear(inputs, weight, bias, relu, output)
+            else:
+                torch.addmm(bias, inputs, weight.t(), out=output)
+                inputs = output.relu_() if relu else output
         return inputs
 
     def backward(self, gradient: Tensor, through: bool = False) -> Tensor:
@@ -178,13 +207,15 @@ class _Dense:
         """
         for i in range(len(self._layers) - 1, -1, -1):
             weight, _, weight_gradient, bias_gradient, relu = self._layers[i]
-            if relu:
-                aten.threshold_backward.grad_input(
-                    gradient, self._outputs[i], 0.0, grad_input=gradient
-                )
+            outputs = self._outputs[i]
+            if self._kernels:
+                self._kernels.bias_backward(gradient, outputs, bias_gradient, relu)
+            else:
+                if relu:
+                    aten.threshold_backward.grad_input(gradient, outputs, 0.0, grad_input=gradient)
+                torch.sum(gradient, 0, out=bias_gradient)
             inputs = self._outputs[i - 1] if i else self._inputs
             torch.mm(gradient.t(), inputs, out=weight_gradient)
-            torch.sum(gradient, 0, out=bias_gradient)
             if i:
                 gradient = torch.mm(gradient, weight, out=self._gradients[i - 1])
             elif through:
@@ -200,10 +231,11 @@ class DenseGradient:
         module: GaussianActor | CategoricalActor | ValueCritic,
         loss: LossAndGradient,
         into: Tensor,
+        kernels: ModuleType | None,
     ) -> None:
         layers = _dense_layers(module.body, module.head)
         assert layers is not None
-        self._dense = _Dense(layers, _views(into, module))
+        self._dense = _Dense(layers, _views(into, module), kernels)
         self._scalar = isinstance(module, ValueCritic)
         self._loss, self._loss_gradient = loss
 
@@ -222,14 +254,20 @@ class DenseGradient:
 class CriticGradient:
     """Of a :class:`GatedCritic` whose body is linear layers and ReLUs."""
 
-    def __init__(self, critic: GatedCritic, loss: LossAndGradient, into: Tensor) -> None:
+    def __init__(
+        self,
+        critic: GatedCritic,
+        loss: LossAndGradient,
+        into: Tensor,
+        kernels: ModuleType | None,
+    ) -> None:
         views = _views(into, critic)
         body, post = _dense_layers(critic.body), _dense_layers(critic.post)
         assert body is not None
         assert post is not None
         self._critic = critic
-        self._body = _Dense(body, views)
-        self._post = _Dense(post, views) if post else None
+        self._body = _Dense(body, views, kernels)
+        self._post = _Dense(post, views, kernels) if post else None
         self._embed_gradients = [views[each] for each in critic.embed.parameters()]
         self._norm_gradients = [views[each] for each in critic.norm.parameters()]
         self._head_gradients = [views[each] for each in critic.head.parameters()]
@@ -286,11 +324,16 @@ class KernelCriticGradient:
     """Of a :class:`GatedCritic` whose body is linear layers and ReLUs, with its compiled gate."""
 
     def __init__(
-        self, critic: GatedCritic, gate: GateKernel, loss: LossAndGradient, into: Tensor
+        self,
+        critic: GatedCritic,
+        gate: GateKernel,
+        loss: LossAndGradient,
+        into: Tensor,
+        kernels: ModuleType | None,
     ) -> None:
         body = _dense_layers(critic.body)
         assert body is not None
-        self._body = _Dense(body, _views(into, critic))
+        self._body = _Dense(body, _views(into, critic), kernels)
         self._gate = gate
         self._loss, self._loss_gradient = loss
 

@@ -1,8 +1,8 @@
-"""The gate of the critic and Adam, compiled by Numba for CPUs.
+"""What is not a matrix product, compiled by Numba for CPUs: the critic's gate, ReLU, bias, Adam.
 
 As PyTorch operations the gate is eight passes over ``(states, actions, features)``, and memory
-traffic is most of their time; here each action is one pass through a core's L1. Of Adam's step
-more than half is what surrounds its arithmetic.
+traffic is most of their time; here each action is one pass through a core's L1. Bias and ReLU are
+one pass each way instead of two, of Adam's step more than half is what surrounds its arithmetic.
 
 Importing Numba takes a second and the first call some more, so this module is imported by what
 trains and by nothing else. Arrays are float32 and contiguous: ``k`` states, ``n`` actions of each,
@@ -25,6 +25,7 @@ from qwr_rllib.networks import GatedCritic
 f32 = np.float32
 # fastmath lets sums be reordered, which is what makes them vector instructions.
 _compiled: Any = numba.njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
+_elementwise: Any = numba.njit(error_model="numpy", nogil=True, cache=True)  # NaN stays NaN
 _inlined: Any = numba.njit(fastmath=True, error_model="numpy", inline="always")
 
 
@@ -167,6 +168,24 @@ def _backward(gradient, features, actions, gates, normed, rstds, scale, shift, h
             d_embed[c, k] = d_weight[k, c]
 
 
+@_elementwise
+def _add_bias(values, bias, relu):
+    for i in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            value = values[i, c] + bias[c]
+            values[i, c] = f32(0) if relu and value < f32(0) else value
+
+
+@_elementwise
+def _bias_backward(gradient, outputs, d_bias, relu):
+    d_bias[:] = f32(0)
+    for i in range(gradient.shape[0]):
+        for c in range(gradient.shape[1]):
+            if relu:
+                gradient[i, c] = gradient[i, c] if outputs[i, c] > f32(0) else f32(0)
+            d_bias[c] += gradient[i, c]
+
+
 @_compiled
 def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, step):
     norm = f32(0)
@@ -181,6 +200,27 @@ def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, 
         mean[i] = old * mean[i] + new * g
         square[i] = old_square * square[i] + new_square * g * g
         weights[i] -= rate * mean[i] / (np.sqrt(square[i]) * rms + f32(eps))
+
+
+def linear(
+    inputs: Tensor, weight: Tensor, bias: Tensor, relu: bool, out: Tensor | None = None
+) -> Tensor:
+    """A linear layer and, with ``relu``, that: ``(k, i)``, ``(h, i)``, ``(h,)`` to ``(k, h)``."""
+    out = torch.mm(inputs, weight.t(), out=out)
+    _add_bias(_array(out), _array(bias), relu)
+    return out
+
+
+def bias_backward(gradient: Tensor, outputs: Tensor, into: Tensor, relu: bool) -> None:
+    """Takes the gradient ``(k, h)`` of a layer's outputs to that before its bias, in place.
+
+    Args:
+        gradient: overwritten where there is a ReLU.
+        outputs: of the layer, ``(k, h)``.
+        into: ``(h,)``, receives the gradient of the bias.
+        relu: whether the layer ends with one.
+    """
+    _bias_backward(_array(gradient), _array(outputs), _array(into), relu)
 
 
 def clipped_adam(

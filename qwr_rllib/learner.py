@@ -27,7 +27,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from qwr_rllib import losses
-from qwr_rllib.gradients import Compiler, compiled_kernels, gate_kernel, gradient_of
+from qwr_rllib.gradients import (
+    Compiler,
+    compiled_kernels,
+    features_kernel,
+    gate_kernel,
+    gradient_of,
+)
 from qwr_rllib.networks import (
     CategoricalActor,
     CriticType,
@@ -261,6 +267,10 @@ class Learner:
         )
         self._gates = {
             critic: gate_kernel(critic) if compiler == "numba" else None
+            for critic in (self.critic, self.target_critic)
+        }
+        self._bodies = {
+            critic: (compiler == "numba" and features_kernel(critic)) or critic.features
             for critic in (self.critic, self.target_critic)
         }
 
@@ -571,7 +581,7 @@ class Learner:
             return known[slots]
         return torch.cat(
             [
-                critic.features(self.networks.normalize(view.observations(some)))
+                self._bodies[critic](self.networks.normalize(view.observations(some)))
                 for some in slots.split(_tile(view))
             ]
         )

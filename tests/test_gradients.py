@@ -12,6 +12,7 @@ from qwr_rllib.gradients import (
     CriticGradient,
     DenseGradient,
     KernelCriticGradient,
+    features_kernel,
     gate_kernel,
     gradient_of,
 )
@@ -48,12 +49,17 @@ def networks(discrete, action_dim=3, **kwargs):
     return QWRNetworks(spec, hiddens=(32, 24), **kwargs)
 
 
+def lively(module):
+    """The module with all parameters far from 0, as a wrong gradient would be near it too."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("post", [False, True])
 def test_critic(discrete, post):
-    critic = networks(discrete, critic_post_gate_layer=post).critic
-    # Heads start near 0, where a wrong gradient of the layers below would be near 0 too.
-    nn.init.normal_(critic.head.weight)
+    critic = lively(networks(discrete, critic_post_gate_layer=post).critic)
     actions = torch.randint(3, (BATCH,)) if discrete else torch.randn(BATCH, 3)
     gradient = both(
         critic,
@@ -65,18 +71,10 @@ def test_critic(discrete, post):
     assert (gradient != 0).float().mean() > 0.5
 
 
-def lively_critic(action_dim):
-    """A critic all of whose parameters matter."""
-    critic = networks(False, action_dim).critic
-    for parameter in [*critic.norm.parameters(), critic.embed.bias, *critic.head.parameters()]:
-        nn.init.normal_(parameter)
-    return critic
-
-
 @pytest.mark.parametrize("action_dim", [1, 3, 5])  # three dimensions are taken at once
 def test_the_gradient_of_the_compiled_gate(action_dim):
     gradient = both(
-        lively_critic(action_dim),
+        lively(networks(False, action_dim).critic),
         *CRITIC_LOSS,
         [torch.randn(BATCH, 5), 2 * torch.randn(BATCH, action_dim)],
         [torch.randn(BATCH)],
@@ -89,18 +87,30 @@ def test_the_gradient_of_the_compiled_gate(action_dim):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("action_dim", [1, 3, 5])
 def test_the_values_of_the_compiled_gate(action_dim, threads):
-    critic = lively_critic(action_dim)
+    critic = lively(networks(False, action_dim).critic)
     features, actions = torch.randn(7, 24), 5 * torch.randn(7, 4, action_dim)
     torch.set_num_threads(threads)
     try:
         found = gate_kernel(critic).q_values(features, actions)
     finally:
         torch.set_num_threads(1)
-    torch.testing.assert_close(found, critic.q_values(features, actions))
+    # Q is 1 / (1 - gamma) = 100 times what the head says, and so is its rounding.
+    expected = critic.q_values(features, actions)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_compiled_features():
+    critic, obs = lively(networks(False).critic), torch.randn(7, 5)
+    compiled = features_kernel(critic)
+    torch.testing.assert_close(compiled(obs), critic.features(obs))
+    critic.load_state_dict(networks(False).critic.state_dict())
+    torch.testing.assert_close(compiled(obs), critic.features(obs))
+    assert compiled(obs.fill_(float("nan"))).isnan().all()
+    assert features_kernel(networks(False, activation="tanh").critic) is None
 
 
 def test_the_compiled_gate_knows_no_stale_parameters():
-    critic = lively_critic(3)
+    critic = lively(networks(False).critic)
     gate = gate_kernel(critic)
     critic.load_state_dict(networks(False).critic.state_dict())
     features, actions = torch.randn(7, 24), torch.randn(7, 4, 3)
@@ -133,13 +143,14 @@ def test_without_numba_nothing_is_compiled(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwr_rllib.kernels", None)
     critic = networks(discrete=False).critic
     assert gate_kernel(critic) is None
+    assert features_kernel(critic) is None
     into = torch.zeros(sum(parameter.numel() for parameter in critic.parameters()))
     assert type(gradient_of(critic, *CRITIC_LOSS, into, "numba")) is CriticGradient
 
 
-def test_gaussian_actor():
-    actor = networks(discrete=False).actor
-    nn.init.normal_(actor.head.weight)
+@pytest.mark.parametrize("compiler", [None, "numba"])
+def test_gaussian_actor(compiler):
+    actor = lively(networks(discrete=False).actor)
     regression = actor.regression(torch.randn(BATCH, 4, 3), torch.rand(BATCH, 4), None)
     both(
         actor,
@@ -148,12 +159,13 @@ def test_gaussian_actor():
         [torch.randn(BATCH, 5)],
         regression,
         DenseGradient,
+        compiler,
     )
 
 
-def test_categorical_actor():
-    actor = networks(discrete=True).actor
-    nn.init.normal_(actor.head.weight)
+@pytest.mark.parametrize("compiler", [None, "numba"])
+def test_categorical_actor(compiler):
+    actor = lively(networks(discrete=True).actor)
     regression = actor.regression(torch.randint(3, (BATCH, 4)), torch.rand(BATCH, 4), None)
     both(
         actor,
@@ -162,6 +174,7 @@ def test_categorical_actor():
         [torch.randn(BATCH, 5)],
         regression,
         DenseGradient,
+        compiler,
     )
 
 
