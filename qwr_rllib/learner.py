@@ -90,16 +90,16 @@ class LearnerConfig:
     """Discount."""
     backup: losses.Backup = "logsumexp"
     """How the values of sampled actions become the value of a state."""
-    backup_temperature: float = 0.3
+    backup_temperature: float = 1.0
     """tau of the log-sum-exp; in units of Q, or of its spread, see ``q_spread``."""
-    q_spread: losses.Spread = "abs"
+    q_spread: losses.Spread = "none"
     """Divides Q by its spread over the minibatch before the backup, and multiplies after."""
     beta: float = 1.0
     """Temperature of the actor's weights."""
     max_weight: float = 20.0
     """Clip of the actor's weights."""
-    advantage_scaling: losses.AdvantageScaling = "state"
-    """Over what advantages are scaled to mean 0 and standard deviation 1."""
+    advantage_scaling: losses.AdvantageScaling = "median"
+    """What advantages are divided by: see :func:`qwr_rllib.losses.advantage_weights`."""
     critic_lr: float = 5e-4
     """Adam's learning rate of the critic."""
     actor_lr: float = 1e-4
@@ -156,7 +156,7 @@ class LearnerConfig:
         require(
             "advantage_scaling",
             "'minibatch' or 'none' with actor_actions 'replay', which is one action of a state",
-            lambda v: self.actor_actions == "mu" or v != "state",
+            lambda v: self.actor_actions == "mu" or v in ("minibatch", "none"),
         )
         require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
 

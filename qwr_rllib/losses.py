@@ -19,7 +19,7 @@ from torch import Tensor
 
 Backup = Literal["mean", "max", "logsumexp"]
 Spread = Literal["none", "std", "abs"]
-AdvantageScaling = Literal["state", "minibatch", "none"]
+AdvantageScaling = Literal["median", "state", "minibatch", "none"]
 
 SPREAD_EPS = 1e-5
 ADVANTAGE_EPS = 1e-5
@@ -167,8 +167,9 @@ def advantage_weights(
         max_weight: clip of the weights, > 0.
         scaling: shift and scale the advantages of each ``"state"`` or of the whole
             ``"minibatch"`` to mean 0 and (biased) standard deviation 1 first, with 1e-5 added to
-            the latter; ``"none"`` does not. Under ``probs`` both moments are expectations under
-            ``mu``.
+            the latter. ``"median"`` shifts each state's and divides all by the (lower) median of
+            the states' standard deviations; ``"none"`` does neither. Under ``probs`` both moments
+            are expectations under ``mu``.
         probs: ``(..., n)``, ``mu(a|s)`` where the n actions are all actions, else ``None``.
         baseline: ``(...)``, a ``V(s)`` of another origin than these actions.
 
@@ -197,7 +198,8 @@ def advantage_weights(
 
         # Relative to their own mean they have mean 0 already, up to rounding.
         advantages = advantages - moment(advantages)
-        advantages = advantages / (moment(advantages.square()).sqrt() + ADVANTAGE_EPS)
+        std = moment(advantages.square()).sqrt()
+        advantages = advantages / ((std.median() if scaling == "median" else std) + ADVANTAGE_EPS)
     # Clipping the exponent is clipping the weight, and cannot overflow.
     return (advantages / beta).clamp(max=math.log(max_weight)).exp()
 

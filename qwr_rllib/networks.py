@@ -97,10 +97,9 @@ def _glorot(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _small_head(in_features: int, out_features: int, scale: float = 1.0) -> nn.Linear:
-    """A linear layer whose outputs, multiplied by ``scale``, start near 0."""
+def _small_head(in_features: int, out_features: int) -> nn.Linear:
     head = nn.Linear(in_features, out_features)
-    nn.init.uniform_(head.weight, -HEAD_INIT / scale, HEAD_INIT / scale)
+    nn.init.uniform_(head.weight, -HEAD_INIT, HEAD_INIT)
     nn.init.zeros_(head.bias)
     return head
 
@@ -293,8 +292,7 @@ class GatedCritic(nn.Module):
         self.apply(_glorot)
         self.num_features = in_features
         self.q_scale = 1 / (1 - gamma)
-        # What starts near 0 is Q: each target sync takes only 1 - gamma^margin of an error away.
-        self.head = _small_head(in_features, 1, self.q_scale)
+        self.head = _small_head(in_features, 1)
 
     def features(self, obs: Tensor) -> Tensor:
         """The normalised observation's features ``(..., h)``."""
@@ -340,7 +338,7 @@ class ValueCritic(nn.Module):
         self.body = body.apply(_glorot)
         self.num_features = 1
         self.q_scale = 1 / (1 - gamma)
-        self.head = _small_head(in_features, 1, self.q_scale)
+        self.head = _small_head(in_features, 1)
 
     def features(self, obs: Tensor) -> Tensor:
         """What depends on the state alone, which is all: ``V(s)``, ``(..., 1)``."""

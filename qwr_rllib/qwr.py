@@ -182,8 +182,9 @@ class QWRConfig(AlgorithmConfig):
                 after: "std", "abs" (mean absolute deviation) or "none".
             beta: Temperature of the actor's weights: large is behaviour cloning.
             max_weight: Clip of the actor's weights.
-            advantage_scaling: Scale the advantages of each "state", or of the whole "minibatch",
-                to mean 0 and standard deviation 1; "none" leaves them.
+            advantage_scaling: Divide the advantages by the standard deviation of those of their
+                "state", of all in the "minibatch", or by the "median" of its states' standard
+                deviations; "none" leaves them.
             action_std: The Gaussian policy's standard deviation, where the action range is
                 [-1, 1].
             critic_lr: Adam's learning rate of the critic.

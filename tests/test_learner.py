@@ -230,6 +230,8 @@ class PlainQWR:
             variances = (probs * advantages**2).sum(-1, keepdim=True)
             if config.advantage_scaling == "minibatch":
                 variances = variances.mean()
+            if config.advantage_scaling == "median":
+                variances = sorted(variances.flatten())[(len(minibatch) - 1) // 2]
             if config.advantage_scaling != "none":
                 advantages = advantages / (variances.sqrt() + 1e-5)
             weights = torch.exp(advantages / config.beta).clamp(max=config.max_weight)
@@ -257,10 +259,10 @@ class PlainQWR:
         {"backup": "mean", "margin": 5, "lambda_": 0.6, "grad_clip": None, "max_weight": 1.2},
         {"backup_temperature": 0.2, "margin": 2, "grad_clip": 0.05, "adam_epsilon": 1e-3},
         {"q_spread": "std", "margin": 1, "advantage_scaling": "minibatch"},
-        {"q_spread": "none", "backup_temperature": 1.0, "advantage_scaling": "minibatch"},
+        {"q_spread": "abs", "backup_temperature": 0.3, "advantage_scaling": "state"},
         {"compile": False},
     ],
-    ids=["defaults", "max", "mean", "clipped", "std", "raw", "not compiled"],
+    ids=["defaults", "max", "mean", "clipped", "std", "abs", "not compiled"],
 )
 def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
     monkeypatch.setattr(learner_module, "MAX_TILE", 4)  # several tiles, the last one not whole
@@ -645,7 +647,7 @@ BAD = [
     ("q_spread", ["iqr", None, 1], "one of 'none', 'std', 'abs'"),
     ("beta", [0, -1, math.nan, math.inf, None, True], "a number > 0"),
     ("max_weight", [0, -20, math.nan, None, True], "a number > 0"),
-    ("advantage_scaling", [True, "batch", None], "one of 'state', 'minibatch', 'none'"),
+    ("advantage_scaling", [True, "batch", None], "one of 'median', 'state', 'minibatch', 'none'"),
     ("critic_lr", [0, -1e-3, math.inf, None, True], "a number > 0"),
     ("actor_lr", [0, -1e-3, math.inf, None, True], "a number > 0"),
     ("adam_epsilon", [0, -1e-8, math.inf, None, True], "a number > 0"),
@@ -690,5 +692,5 @@ def test_the_defaults_are_the_published_ones():
     assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 3)
     assert (config.critic_lr, config.actor_lr, config.grad_clip) == (5e-4, 1e-4, 50.0)
     assert (config.gamma, config.lambda_, config.beta, config.max_weight) == (0.99, 0.95, 1.0, 20.0)
-    assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 0.3, "abs")
-    assert config.advantage_scaling == "state"
+    assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 1.0, "none")
+    assert config.advantage_scaling == "median"

@@ -29,7 +29,6 @@ class Chain:
     spec = Spec(obs_shape=(10,), obs_dtype="float32", action_dim=2, discrete=True)
     start = 0.0
     iterations, n_critic_steps, n_actor_steps = 6, 100, 50
-    advantage_scaling = "state"
 
     def reset(self, rng, count):
         return rng.integers(0, 9, count).astype(float)
@@ -49,7 +48,6 @@ class Slope:
     spec = Spec(obs_shape=(1,), obs_dtype="float32", action_dim=1, discrete=False)
     start = -1.0
     iterations, n_critic_steps, n_actor_steps = 9, 100, 60
-    advantage_scaling = "state"
 
     def reset(self, rng, count):
         return rng.uniform(-1, 0.9, count)
@@ -71,8 +69,6 @@ class Ball:
     )
     start = 0.0  # the column; 10 more where the ball goes left
     iterations, n_critic_steps, n_actor_steps = 8, 150, 100
-    # Within states a critic that is wrong about some of them weighs as much there: slower here.
-    advantage_scaling = "minibatch"
 
     def reset(self, rng, count):
         return rng.integers(0, 9, count).astype(float)
@@ -177,7 +173,6 @@ def train(env, seed=0):
         actor_lr=3e-3,
         backup_temperature=0.1,
         q_spread="none",
-        advantage_scaling=env.advantage_scaling,
     )
     learner = Learner(networks, config, seed)
     collector = Collector(env, networks, seed)

@@ -298,6 +298,21 @@ def test_scaling_within_states_ignores_the_scale_of_each_state():
     close(losses.advantage_weights(scales * q_values, scaling="state"), weights, rtol=1e-3)
 
 
+def test_advantage_weights_golden_scaled_by_the_median_of_the_states():
+    # Standard deviations of -1 0 1, -2 -2 4 and 0 0 0 are 0.8164966, 2.8284271 and 0.
+    q_values = torch.cat([Q, Q[:1] * 0 + 5])
+    expected = [[0.2938371, 1.0, 3.4032466], [0.0863403, 0.0863403, 20.0], [1.0, 1.0, 1.0]]
+    close(losses.advantage_weights(q_values, scaling="median"), expected)
+
+
+def test_one_brink_state_does_not_flatten_the_weights_of_the_others():
+    q_values = torch.randn(9, 8, dtype=torch.float64)
+    more = torch.cat([q_values, 1e4 * q_values[:1]])
+    weights = losses.advantage_weights(q_values, scaling="median")
+    close(losses.advantage_weights(more, scaling="median")[:9], weights)
+    close(losses.advantage_weights(more)[:9], torch.ones(9, 8), atol=0.01)
+
+
 def test_advantage_weights_golden_scaled_over_the_minibatch():
     # Mean square of -1 0 1 -2 -2 4 is 26 / 6, so they are divided by 2.0816660 + 1e-5.
     expected = [[0.6185470, 1.0, 1.6166921], [0.3826003, 0.3826003, 6.8313931]]
@@ -358,7 +373,7 @@ def test_normalizing_equal_values_gives_equal_weights():
     close(losses.advantage_weights(torch.full((4, 3), 7.0)), torch.ones(4, 3))
 
 
-@pytest.mark.parametrize("scaling", ["state", "minibatch", "none"])
+@pytest.mark.parametrize("scaling", ["median", "state", "minibatch", "none"])
 def test_large_beta_is_behaviour_cloning(scaling):
     weights = losses.advantage_weights(Q, beta=1e8, scaling=scaling)
     assert torch.equal(weights, torch.ones(2, 3))

@@ -391,7 +391,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"action_std": 0.0}, "action_std must be a number > 0, got 0.0"),
         ({"action_std": float("nan")}, "action_std must be a number > 0, got nan"),
         ({"compile": "yes"}, "compile must be true, false or 'auto', got 'yes'"),
-        ({"advantage_scaling": 1}, "advantage_scaling must be one of 'state', .*, got 1"),
+        ({"advantage_scaling": 1}, "advantage_scaling must be one of 'median', .*, got 1"),
         ({"normalize_observations": "no"}, "normalize_observations must be true or false"),
         ({"replay_capacity": 999, "n_interactions": 1000},
          r"replay_capacity must be >= n_interactions \(1000\), got 999"),
