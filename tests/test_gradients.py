@@ -1,5 +1,6 @@
 """The written-out gradients against autograd's."""
 
+import math
 import sys
 
 import pytest
@@ -144,6 +145,19 @@ def test_the_compiled_adam(clip):
         kernels.clipped_adam(ours, gradient, optimizer.state[ours], group, clip)
         torch.testing.assert_close(ours, theirs.detach())
     assert optimizer.state[ours]["step"] == adam.state[theirs]["step"] == 4
+
+
+def test_the_compiled_adam_keeps_no_denormal_numbers():
+    """A unit that no input activates any more has no gradient; its moments shrink."""
+    weights, gradient = torch.ones(3), torch.tensor([0.0, 1e-3, 1e-30])
+    optimizer = torch.optim.Adam([weights], lr=1e-2)
+    weights.grad = torch.full((3,), 1e-18)
+    optimizer.step()
+    state, (group,) = optimizer.state[weights], optimizer.param_groups
+    for _ in range(300):  # 1e-19 * 0.9^300 = 2e-33
+        kernels.clipped_adam(weights, gradient, state, group, math.inf)
+    for moment in (state["exp_avg"], state["exp_avg_sq"]):
+        assert (moment != 0).tolist() == [False, True, False]
 
 
 def test_without_numba_nothing_is_compiled(monkeypatch):
