@@ -154,7 +154,7 @@ class PlainLoop:
 SIDES = {"plain loop": PlainLoop, "learner": Learner}
 
 
-def save(out: str, results: list[dict[str, float]], **about: Any) -> None:
+def save(out: str, results: list[dict[str, Any]], **about: Any) -> None:
     """Writes results as JSON, with what they were measured on and how."""
     about |= {"torch": torch.__version__, "machine": platform.machine()}
     with open(out, "w") as file:

@@ -12,7 +12,6 @@ trains and by nothing else. Arrays are float32 and contiguous: ``k`` states, ``n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -277,14 +276,8 @@ class GateKernel:
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
         """As :meth:`GatedCritic.q_values`: ``(k, h)`` and ``(k, n, d)`` to ``(k, n)``."""
         values = features.new_empty(actions.shape[:2])
-
-        def fill(features: Tensor, actions: Tensor, values: Tensor) -> None:
-            inputs = _array(features), _array(actions)
-            _values(*inputs, *self._parameters, self._eps, _array(values))
-
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(threads) as pool:  # compiled code holds no lock
-            list(pool.map(fill, *(whole.chunk(threads) for whole in (features, actions, values))))
+        inputs = _array(features), _array(actions)
+        _values(*inputs, *self._parameters, self._eps, _array(values))
         return values.mul_(self._q_scale)
 
     def forward(self, features: Tensor, actions: Tensor) -> Tensor:
