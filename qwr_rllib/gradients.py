@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Loss = Callable[..., Tensor]  # of a network's outputs and the minibatch's targets
-LossAndGradient = tuple[Loss, Callable[..., Tensor]]
+LossGradient = Callable[..., Tensor]  # by the outputs, of the same arguments
 Compiler = Literal["torch", "numba"]
 aten: Any = torch.ops.aten
 
@@ -35,10 +35,8 @@ aten: Any = torch.ops.aten
 class Gradient(Protocol):
     """Writes a minibatch's gradient where it was told at construction."""
 
-    def __call__(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the loss, a scalar, and the network's outputs; both without gradient.
+    def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+        """Returns the network's outputs, without gradient; the next call may overwrite them.
 
         Args:
             inputs: what the network takes, each ``(batch, ...)``.
@@ -50,7 +48,7 @@ class Gradient(Protocol):
 def gradient_of(
     module: nn.Module,
     loss: Loss,
-    loss_gradient: Callable[..., Tensor],
+    loss_gradient: LossGradient,
     into: Tensor,
     compiler: Compiler | None,
 ) -> Gradient:
@@ -65,17 +63,16 @@ def gradient_of(
             takes the kernels where there are any for this network.
     """
     if into.device.type == "cpu" and compiler != "torch":
-        both = loss, loss_gradient
         kernels = compiled_kernels() if compiler == "numba" else None
         if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
             gate = gate_kernel(module, _views(into, module)) if compiler == "numba" else None
             if gate is not None:
-                return KernelCriticGradient(module, gate, both, into, kernels)
-            return CriticGradient(module, both, into, kernels)
+                return KernelCriticGradient(module, gate, loss_gradient, into, kernels)
+            return CriticGradient(module, loss_gradient, into, kernels)
         if isinstance(module, (GaussianActor, CategoricalActor, ValueCritic)) and (
             _dense_layers(module.body, module.head) is not None
         ):
-            return DenseGradient(module, both, into, kernels)
+            return DenseGradient(module, loss_gradient, into, kernels)
     return AutogradGradient(module, loss, into, compiler == "torch")
 
 
@@ -139,14 +136,12 @@ class AutogradGradient:
         self._parameters = list(module.parameters())
         self._into = into
 
-    def __call__(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         with torch.enable_grad():
             loss, outputs = self._forward(inputs, targets)
             gradients = torch.autograd.grad(loss, self._parameters)
         torch.cat([gradient.reshape(-1) for gradient in gradients], out=self._into)
-        return loss.detach(), outputs.detach()
+        return outputs.detach()
 
 
 def _dense_layers(*modules: nn.Module) -> list[tuple[nn.Linear, bool]] | None:
@@ -229,7 +224,7 @@ class DenseGradient:
     def __init__(
         self,
         module: GaussianActor | CategoricalActor | ValueCritic,
-        loss: LossAndGradient,
+        loss_gradient: LossGradient,
         into: Tensor,
         kernels: ModuleType | None,
     ) -> None:
@@ -237,18 +232,16 @@ class DenseGradient:
         assert layers is not None
         self._dense = _Dense(layers, _views(into, module), kernels)
         self._scalar = isinstance(module, ValueCritic)
-        self._loss, self._loss_gradient = loss
+        self._loss_gradient = loss_gradient
 
     @torch.no_grad()
-    def __call__(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         outputs = self._dense.forward(inputs[0])
         if self._scalar:
             outputs = outputs.squeeze(-1)
         gradient = self._loss_gradient(outputs, *targets)
         self._dense.backward(gradient.unsqueeze(-1) if self._scalar else gradient)
-        return self._loss(outputs, *targets), outputs
+        return outputs
 
 
 class CriticGradient:
@@ -257,7 +250,7 @@ class CriticGradient:
     def __init__(
         self,
         critic: GatedCritic,
-        loss: LossAndGradient,
+        loss_gradient: LossGradient,
         into: Tensor,
         kernels: ModuleType | None,
     ) -> None:
@@ -271,12 +264,10 @@ class CriticGradient:
         self._embed_gradients = [views[each] for each in critic.embed.parameters()]
         self._norm_gradients = [views[each] for each in critic.norm.parameters()]
         self._head_gradients = [views[each] for each in critic.head.parameters()]
-        self._loss, self._loss_gradient = loss
+        self._loss_gradient = loss_gradient
 
     @torch.no_grad()
-    def __call__(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         obs, actions = inputs
         critic = self._critic
         norm, head = critic.norm, critic.head.weight[0]
@@ -308,7 +299,7 @@ class CriticGradient:
         gate_gradient = aten.tanh_backward(gradient * features, gates)
         self._embed_backward(actions, gate_gradient)
         self._body.backward(gradient.mul_(gates))
-        return self._loss(outputs, *targets), outputs
+        return outputs
 
     def _embed_backward(self, actions: Tensor, gradient: Tensor) -> None:
         if isinstance(self._critic.embed, nn.Embedding):
@@ -327,7 +318,7 @@ class KernelCriticGradient:
         self,
         critic: GatedCritic,
         gate: GateKernel,
-        loss: LossAndGradient,
+        loss_gradient: LossGradient,
         into: Tensor,
         kernels: ModuleType | None,
     ) -> None:
@@ -335,14 +326,12 @@ class KernelCriticGradient:
         assert body is not None
         self._body = _Dense(body, _views(into, critic), kernels)
         self._gate = gate
-        self._loss, self._loss_gradient = loss
+        self._loss_gradient = loss_gradient
 
     @torch.no_grad()
-    def __call__(
-        self, inputs: Sequence[Tensor], targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         obs, actions = inputs
         outputs = self._gate.forward(self._body.forward(obs), actions)
         gradient = self._loss_gradient(outputs, *targets)
         self._body.backward(self._gate.backward(gradient))
-        return self._loss(outputs, *targets), outputs
+        return outputs

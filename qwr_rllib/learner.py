@@ -389,12 +389,12 @@ class Learner:
         scaled_targets = targets / self.critic.q_scale
         rows = rows.view(steps, -1)
         actions = view.columns["actions"][rows]
-        totals = torch.zeros(2, device=self._device)
+        predicted = torch.empty_like(scaled_targets)
         for step, obs in enumerate(self._inputs(view, rows)):
-            loss, predicted = self._critic_gradient((obs, actions[step]), (scaled_targets[step],))
+            predicted[step] = self._critic_gradient((obs, actions[step]), (scaled_targets[step],))
             self._critic_adam.step()
-            totals += torch.stack([loss, predicted.mean() * self.critic.q_scale])
-        return torch.cat([totals, targets.mean().view(1) * steps])
+        loss = losses.critic_loss(predicted, scaled_targets)
+        return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
 
     @torch.no_grad()
     def _targets(self, view: ReplayView, rows: Tensor, steps: int) -> Tensor:
@@ -466,13 +466,13 @@ class Learner:
     ) -> Tensor:
         """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
         steps = len(rows)
-        total = torch.zeros((), device=self._device)
+        params = torch.empty(*rows.shape, view.spec.action_dim, device=self._device)
         for step, obs in enumerate(self._inputs(view, rows)):
-            loss, _ = self._actor_gradient((obs,), [part[step] for part in regression])
+            params[step] = self._actor_gradient((obs,), [part[step] for part in regression])
             self._actor_adam.step()
-            total += loss
+        loss = self.actor.regression_loss(params, *regression)
         ess, clip_fraction, largest = diagnostics
-        return torch.stack([total, ess * steps, clip_fraction * steps, largest])
+        return torch.stack([loss * steps, ess * steps, clip_fraction * steps, largest])
 
     @torch.no_grad()
     def _actor_regression(
