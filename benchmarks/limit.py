@@ -3,11 +3,12 @@
     python benchmarks/limit.py --rows 10000 --rows 50000 --out benchmarks/results/limit.json
 
 An iteration is run once with every matrix product recorded by its shapes, without compiled
-kernels, so that the gate's are seen too. Then each shape is timed alone, with operands that are in
-cache. The sum over all of them is the time that an iteration would take if it consisted of
-its matrix products and nothing else: no ReLU, LayerNorm, tanh, Adam, random numbers or gathers; for
-several threads, if they shared these without any loss. The learner's own time, with what it
-compiles by default, is measured beside it in turn.
+kernels, so that the gate's are seen too. Then each shape is timed alone, by the library that the
+learner takes for it (:mod:`qwr_rllib.products`), with operands that are in cache. The sum over all
+of them is the time that an iteration would take if it consisted of its matrix products and nothing
+else: no ReLU, LayerNorm, tanh, Adam, random numbers or gathers; for several threads, if they shared
+these without any loss. The learner's own time, with what it compiles by default, is measured
+beside it in turn.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.products import matmul
 from qwr_rllib.replay.view import ReplayView
 
 Product = tuple[int, int, int]  # (m, k) times (k, n)
@@ -39,7 +41,10 @@ class Products(TorchDispatchMode):
         self.count: Counter[Product] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        factors = {aten.mm: args[:2], aten.addmm: args[1:3]}.get(func.overloadpacket)
+        if func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
+            factors = args[0], args[1].t()
+        else:
+            factors = {aten.mm: args[:2], aten.addmm: args[1:3]}.get(func.overloadpacket)
         if factors:
             (m, k), (_, n) = (factor.shape for factor in factors)
             self.count[m, k, n] += 1
@@ -56,12 +61,12 @@ def learner(rows: int, compile: bool | str, steps: int) -> tuple[Learner, Replay
 def seconds_of(product: Product, atleast: float = 0.05) -> float:
     """The median time of one product of this shape."""
     m, k, n = product
-    left, right, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)
+    left, right = torch.randn(m, k), torch.randn(n, k).t()
     times: list[float] = []
     while sum(times) < atleast or len(times) < 5:
         started = time.perf_counter()
         for _ in range(10):
-            torch.mm(left, right, out=out)
+            matmul(left, right)
         times.append((time.perf_counter() - started) / 10)
     return float(np.median(times))
 

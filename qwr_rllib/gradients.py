@@ -4,8 +4,8 @@ The inner loops are thousands of steps on networks of a few 256 x 256 layers. At
 autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
 backward passes are written out. The numbers are those of autograd up to rounding, which the tests
 check. Networks with other layers than these go through :class:`AutogradGradient`, on any device.
-Where Numba is installed, what surrounds their matrix products is compiled, and so is the gate of
-a critic of continuous actions: :mod:`qwr_rllib.kernels`.
+Matrix products are :mod:`qwr_rllib.products`'. Where Numba is installed, what surrounds them is
+compiled, and so is the gate of a critic of continuous actions: :mod:`qwr_rllib.kernels`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qwr_rllib.networks import CategoricalActor, GatedCritic, GaussianActor, ValueCritic
+from qwr_rllib.products import linear, matmul
 
 if TYPE_CHECKING:
     from qwr_rllib.kernels import GateKernel
@@ -96,20 +97,19 @@ def gate_kernel(
     return compiled.GateKernel(critic, into) if compiled else None
 
 
-def features_kernel(critic: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """:meth:`GatedCritic.features`, compiled; ``None`` where there is no such thing.
+def features_of(critic: GatedCritic | ValueCritic) -> Callable[[Tensor], Tensor]:
+    """:meth:`GatedCritic.features`, by :mod:`qwr_rllib.products` where it is dense layers.
 
     Args:
         critic: its parameters may change afterwards, not move.
     """
     layers = _dense_layers(critic.body) if isinstance(critic, GatedCritic) else None
-    kernels = compiled_kernels()
-    if not layers or not kernels or layers[0][0].weight.device.type != "cpu":
-        return None
+    if layers is None:
+        return critic.features
 
     def features(inputs: Tensor) -> Tensor:
         for layer, relu in layers:
-            inputs = kernels.linear(inputs, layer.weight, layer.bias, relu)
+            inputs = linear(inputs, layer.weight, layer.bias, relu)
         return inputs
 
     return features
@@ -178,22 +178,12 @@ class _Dense:
             (layer.weight, layer.bias, views[layer.weight], views[layer.bias], relu)
             for layer, relu in layers
         ]
-        self._outputs: list[Tensor] = []
-        self._gradients: list[Tensor] = []
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self._outputs or len(self._outputs[0]) != len(inputs):
-            shapes = [(len(inputs), len(weight)) for weight, *_ in self._layers]
-            self._outputs = [inputs.new_empty(shape) for shape in shapes]
-            self._gradients = [inputs.new_empty(shape) for shape in shapes]
-        self._inputs = inputs
-        for (weight, bias, *_, relu), output in zip(self._layers, self._outputs, strict=True):
-            if self._kernels:
-                inputs = self._kernels.linear(inputs, weight, bias, relu, output)
-            else:
-                torch.addmm(bias, inputs, weight.t(), out=output)
-                inputs = output.relu_() if relu else output
-        return inputs
+        self._outputs = [inputs]
+        for weight, bias, *_, relu in self._layers:
+            self._outputs.append(linear(self._outputs[-1], weight, bias, relu))
+        return self._outputs[-1]
 
     def backward(self, gradient: Tensor, through: bool = False) -> Tensor:
         """Takes the gradient of the outputs (and overwrites it).
@@ -202,19 +192,16 @@ class _Dense:
         """
         for i in range(len(self._layers) - 1, -1, -1):
             weight, _, weight_gradient, bias_gradient, relu = self._layers[i]
-            outputs = self._outputs[i]
+            inputs, outputs = self._outputs[i : i + 2]
             if self._kernels:
                 self._kernels.bias_backward(gradient, outputs, bias_gradient, relu)
             else:
                 if relu:
                     aten.threshold_backward.grad_input(gradient, outputs, 0.0, grad_input=gradient)
                 torch.sum(gradient, 0, out=bias_gradient)
-            inputs = self._outputs[i - 1] if i else self._inputs
-            torch.mm(gradient.t(), inputs, out=weight_gradient)
-            if i:
-                gradient = torch.mm(gradient, weight, out=self._gradients[i - 1])
-            elif through:
-                gradient = torch.mm(gradient, weight)
+            weight_gradient.copy_(matmul(gradient.t(), inputs))
+            if i or through:
+                gradient = matmul(gradient, weight)
         return gradient
 
 

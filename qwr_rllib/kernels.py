@@ -1,8 +1,9 @@
-"""What is not a matrix product, compiled by Numba for CPUs: the critic's gate, ReLU, bias, Adam.
+"""What is not a matrix product, compiled by Numba for CPUs: the critic's gate, Adam.
 
 As PyTorch operations the gate is eight passes over ``(states, actions, features)``, and memory
-traffic is most of their time; here each action is one pass through a core's L1. Bias and ReLU are
-one pass each way instead of two, of Adam's step more than half is what surrounds its arithmetic.
+traffic is most of their time; here each action is one pass through a core's L1. The gradients of
+bias and ReLU are one pass instead of two, of Adam's step more than half is what surrounds its
+arithmetic.
 
 Importing Numba takes a second and the first call some more, so this module is imported by what
 trains and by nothing else. Arrays are float32 and contiguous: ``k`` states, ``n`` actions of each,
@@ -43,12 +44,19 @@ def _tanh(x):
 
 
 @_inlined
-def _transposed(weight):
-    turned = np.empty((weight.shape[1], weight.shape[0]), f32)
-    for i in range(turned.shape[0]):
-        for c in range(turned.shape[1]):
+def _scratch(weight, count):
+    """``count`` vectors ``(h,)`` and ``weight^T`` ``(d, h)``.
+
+    One block of memory: where its parts lie to each other decides which of its versions of a loop
+    the compiler's code takes, and these differ in rounding.
+    """
+    h, d = weight.shape
+    block = np.empty((count + d, h), f32)
+    turned = block[count:]
+    for i in range(d):
+        for c in range(h):
             turned[i, c] = weight[c, i]
-    return turned
+    return block[:count], turned
 
 
 @_inlined
@@ -85,9 +93,9 @@ def _moments(values, eps):
 @_compiled
 def _values(features, actions, embed, bias, scale, shift, head, head_bias, eps, out):
     # Rows and sums are spelled out: like this the compiler keeps more of them in registers.
-    weight = _transposed(embed)
     h = features.shape[1]
-    embedded, gated = np.empty(h, f32), np.empty(h, f32)
+    vectors, weight = _scratch(embed, 2)
+    embedded, gated = vectors[0], vectors[1]
     head = head[0]
     for i in range(actions.shape[0]):
         feature = features[i]
@@ -112,8 +120,8 @@ def _values(features, actions, embed, bias, scale, shift, head, head_bias, eps, 
 @_compiled
 def _forward(features, actions, embed, bias, scale, shift, head, head_bias, eps,
              gates, normed, rstds, out):  # fmt: skip
-    weight = _transposed(embed)
-    gated = np.empty(features.shape[1], f32)
+    vectors, weight = _scratch(embed, 1)
+    gated = vectors[0]
     for i in range(actions.shape[0]):
         _embed(actions[i], weight, bias, gates[i])
         for c in range(gated.shape[0]):
@@ -168,14 +176,6 @@ def _backward(gradient, features, actions, gates, normed, rstds, scale, shift, h
 
 
 @_elementwise
-def _add_bias(values, bias, relu):
-    for i in range(values.shape[0]):
-        for c in range(values.shape[1]):
-            value = values[i, c] + bias[c]
-            values[i, c] = f32(0) if relu and value < f32(0) else value
-
-
-@_elementwise
 def _bias_backward(gradient, outputs, d_bias, relu):
     d_bias[:] = f32(0)
     for i in range(gradient.shape[0]):
@@ -208,15 +208,6 @@ def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, 
         mean[i] = _flushed(old * mean[i] + new * g, f32(1e-30))
         square[i] = _flushed(old_square * square[i] + new_square * g * g, f32(1e-36))
         weights[i] -= rate * mean[i] / (np.sqrt(square[i]) * rms + f32(eps))
-
-
-def linear(
-    inputs: Tensor, weight: Tensor, bias: Tensor, relu: bool, out: Tensor | None = None
-) -> Tensor:
-    """A linear layer and, with ``relu``, that: ``(k, i)``, ``(h, i)``, ``(h,)`` to ``(k, h)``."""
-    out = torch.mm(inputs, weight.t(), out=out)
-    _add_bias(_array(out), _array(bias), relu)
-    return out
 
 
 def bias_backward(gradient: Tensor, outputs: Tensor, into: Tensor, relu: bool) -> None:

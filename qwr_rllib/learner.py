@@ -30,7 +30,7 @@ from qwr_rllib import losses
 from qwr_rllib.gradients import (
     Compiler,
     compiled_kernels,
-    features_kernel,
+    features_of,
     gate_kernel,
     gradient_of,
 )
@@ -270,7 +270,7 @@ class Learner:
             for critic in (self.critic, self.target_critic)
         }
         self._bodies = {
-            critic: (compiler == "numba" and features_kernel(critic)) or critic.features
+            critic: critic.features if compiler == "torch" else features_of(critic)
             for critic in (self.critic, self.target_critic)
         }
 

@@ -13,7 +13,7 @@ from qwr_rllib.gradients import (
     CriticGradient,
     DenseGradient,
     KernelCriticGradient,
-    features_kernel,
+    features_of,
     gate_kernel,
     gradient_of,
 )
@@ -34,8 +34,9 @@ def both(module, loss, loss_gradient, inputs, targets, kind, compiler=None):
     gradient([torch.zeros_like(each) for each in inputs], targets)
     found = gradient(inputs, targets)
     expected = AutogradGradient(module, loss, by_autograd)(inputs, targets)
-    torch.testing.assert_close(by_hand, by_autograd)
-    torch.testing.assert_close(found, expected)
+    # Sums are of another order, which each kind of processor rounds differently.
+    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
     assert not found.requires_grad
     return by_hand
 
@@ -99,17 +100,18 @@ def test_the_values_of_the_compiled_gate(action_dim):
     critic = lively_critic(action_dim)
     features, actions = torch.randn(7, 24), 5 * torch.randn(7, 4, action_dim)
     found = gate_kernel(critic).q_values(features, actions)
-    torch.testing.assert_close(found, critic.q_values(features, actions))
+    torch.testing.assert_close(found, critic.q_values(features, actions), rtol=1e-5, atol=1e-4)
 
 
-def test_the_compiled_features():
+def test_features():
     critic, obs = lively(networks(False).critic), torch.randn(7, 5)
-    compiled = features_kernel(critic)
-    torch.testing.assert_close(compiled(obs), critic.features(obs))
+    features = features_of(critic)
+    torch.testing.assert_close(features(obs), critic.features(obs))
     critic.load_state_dict(networks(False).critic.state_dict())
-    torch.testing.assert_close(compiled(obs), critic.features(obs))
-    assert compiled(obs.fill_(float("nan"))).isnan().all()
-    assert features_kernel(networks(False, activation="tanh").critic) is None
+    torch.testing.assert_close(features(obs), critic.features(obs))
+    assert features(obs.fill_(float("nan"))).isnan().all()
+    tanh = networks(False, activation="tanh").critic
+    assert features_of(tanh) == tanh.features
 
 
 def test_the_compiled_gate_knows_no_stale_parameters():
@@ -159,7 +161,6 @@ def test_without_numba_nothing_is_compiled(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwr_rllib.kernels", None)
     critic = networks(discrete=False).critic
     assert gate_kernel(critic) is None
-    assert features_kernel(critic) is None
     into = torch.zeros(sum(parameter.numel() for parameter in critic.parameters()))
     assert type(gradient_of(critic, *CRITIC_LOSS, into, "numba")) is CriticGradient
 
