@@ -1,0 +1,152 @@
+"""The paper's Table 1, a cell at a time, stopped and taken up again at will.
+
+    python benchmarks/reproduce.py --seeds 5 --jobs 2
+    qwr report docs/results/table1 --out docs/reports/table1      # pip install -e '.[report]'
+
+A cell is a variant of the algorithm, a task and a seed: 100 iterations of ``rllib train`` with a
+Ray of its own on one CPU. Cells whose results lie in ``--results`` are done, on whichever machine
+that was; one that was interrupted goes on from its last checkpoint below ``--storage-path``. A
+seed of every task comes before the next seed.
+
+What is kept of a cell is what reports read: its configuration, and of each result the returns, the
+losses and what else :data:`qwr_rllib.report.trials.COLUMNS` names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
+
+ENVS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Humanoid-v5")
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwr-lse": ("QWR", {}),
+    "qwr-max": ("QWR", {"backup": "max"}),
+    "qwr-avg": ("QWR", {"backup": "mean"}),
+    "awr": ("AWR", {}),
+}
+ITERATIONS = 100
+CONFIG = {
+    "num_env_runners": 0,
+    "learner_threads": 1,
+    "evaluation_interval": 10,
+    "evaluation_duration": 10,
+    "evaluation_duration_unit": "episodes",
+}
+KEPT = (
+    *(key.split("/") for key in COLUMNS),
+    ["done"],
+    ["evaluation", *EPISODE_RETURNS],
+)
+KEPT_OF_THE_LAST = (EPISODE_RETURNS, ["config"], ["versions"], ["date"], ["trial_id"])
+
+
+def kept(result: dict[str, Any], paths: Iterable[Sequence[str]]) -> dict[str, Any]:
+    """The parts of a nested result at the paths, those that it has."""
+    found: dict[str, Any] = {}
+    for path in paths:
+        source, into = result, found
+        for key in path[:-1]:
+            source, into = source.get(key) or {}, into.setdefault(key, {})
+        if path[-1] in source:
+            into[path[-1]] = source[path[-1]]
+    return found
+
+
+def keep(trial: Path, place: Path) -> None:
+    """Writes what is kept of a trial's results to ``place``."""
+    with open(trial / "result.json") as lines:
+        results = [json.loads(line) for line in lines]
+    last = results[-1]
+    episodes = last["env_runners"]["hist_stats"]
+    episodes["episode_reward"] = episodes["episode_reward"][-TRAINING_EPISODES:]
+    slim = [kept(result, KEPT) for result in results[:-1]]
+    slim.append(kept(last, [*KEPT, *KEPT_OF_THE_LAST]))
+    place.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(result) + "\n" for result in slim)
+    (place / "result.json").write_text(text)
+
+
+def run(variant: str, env: str, seed: int, place: Path, storage: Path) -> int:
+    """Trains a cell and keeps its results; the exit code of ``rllib train``."""
+    name = f"{variant}-{env}-{seed}"
+    algorithm, config = VARIANTS[variant]
+    command = [
+        *(sys.executable, "-m", "qwr_rllib.cli", "train"),
+        *(
+            "--algo",
+            algorithm,
+            "--env",
+            env,
+            "--config",
+            json.dumps(CONFIG | config | {"seed": seed}),
+        ),
+        *("--stop", json.dumps({"training_iteration": ITERATIONS})),
+        *("--experiment-name", name, "--storage-path", str(storage), "--ray-num-cpus", "1"),
+        *("--checkpoint-freq", "10", "--checkpoint-at-end", "--keep-checkpoints-num", "1"),
+    ]
+    if list((storage / name).glob("*/checkpoint_*")):
+        command.append("--resume")
+    storage.mkdir(parents=True, exist_ok=True)
+    click.echo(f"{name}: begins, see {storage / name}.log")
+    with open(storage / f"{name}.log", "a") as log:
+        code = subprocess.run(command, stdout=log, stderr=log).returncode
+    if code == 0:
+        (trial,) = [result.parent for result in (storage / name).glob("*/result.json")]
+        keep(trial, place)
+    click.echo(f"{name}: {'done' if code == 0 else f'exit code {code}'}")
+    return code
+
+
+@click.command()
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    type=click.Choice(list(VARIANTS)),
+    default=["qwr-lse"],
+    show_default=True,
+)
+@click.option("--env", "envs", multiple=True, type=click.Choice(ENVS), default=ENVS)
+@click.option("--seeds", default=5, show_default=True, help="Seeds 0, 1, ... of each task.")
+@click.option("--jobs", default=os.cpu_count(), show_default="CPUs", help="Cells at a time.")
+@click.option(
+    "--results",
+    default="docs/results/table1",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+)
+@click.option("--storage-path", default="~/ray_results/table1", show_default=True, type=Path,
+              help="Of checkpoints and all results.")  # fmt: skip
+def main(
+    variants: tuple[str, ...],
+    envs: tuple[str, ...],
+    seeds: int,
+    jobs: int,
+    results: Path,
+    storage_path: Path,
+) -> None:
+    cells = {
+        (variant, env, seed): results / variant / f"{VARIANTS[variant][0]}_{env}_seed{seed}"
+        for seed, variant, env in itertools.product(range(seeds), variants, envs)
+    }
+    missing = {cell: place for cell, place in cells.items() if not (place / "result.json").exists()}
+    click.echo(f"{len(cells) - len(missing)} of {len(cells)} cells are done.")
+    storage = storage_path.expanduser().resolve()
+    with ThreadPoolExecutor(jobs) as pool:
+        codes = pool.map(lambda item: run(*item[0], item[1], storage), missing.items())
+    sys.exit(max(codes, default=0))
+
+
+if __name__ == "__main__":
+    main()
