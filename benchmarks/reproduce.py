@@ -54,12 +54,15 @@ KEPT_OF_THE_LAST = (EPISODE_RETURNS, ["config"], ["versions"], ["date"], ["trial
 def kept(result: dict[str, Any], paths: Iterable[Sequence[str]]) -> dict[str, Any]:
     """The parts of a nested result at the paths, those that it has."""
     found: dict[str, Any] = {}
-    for path in paths:
-        source, into = result, found
-        for key in path[:-1]:
-            source, into = source.get(key) or {}, into.setdefault(key, {})
-        if path[-1] in source:
-            into[path[-1]] = source[path[-1]]
+    for *parents, name in paths:
+        source = result
+        for key in parents:
+            source = source.get(key) or {}
+        if name in source:
+            into = found
+            for key in parents:
+                into = into.setdefault(key, {})
+            into[name] = source[name]
     return found
 
 

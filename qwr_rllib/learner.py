@@ -90,9 +90,9 @@ class LearnerConfig:
     """Discount."""
     backup: losses.Backup = "logsumexp"
     """How the values of sampled actions become the value of a state."""
-    backup_temperature: float = 1.0
+    backup_temperature: float = 0.3
     """tau of the log-sum-exp; in units of Q, or of its spread, see ``q_spread``."""
-    q_spread: losses.Spread = "none"
+    q_spread: losses.Spread = "abs"
     """Divides Q by its spread over the minibatch before the backup, and multiplies after."""
     beta: float = 1.0
     """Temperature of the actor's weights."""

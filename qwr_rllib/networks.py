@@ -290,6 +290,10 @@ class GatedCritic(nn.Module):
         self.norm = nn.LayerNorm(in_features)
         self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
         self.apply(_glorot)
+        if isinstance(self.embed, nn.Linear):
+            # With biases of 0 the gate is an odd function of the action that vanishes at 0: all
+            # that the critic knows of the state would come and go with the action.
+            nn.init.uniform_(self.embed.bias, -1, 1)
         self.num_features = in_features
         self.q_scale = 1 / (1 - gamma)
         self.head = _small_head(in_features, 1)

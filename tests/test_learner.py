@@ -692,5 +692,5 @@ def test_the_defaults_are_the_published_ones():
     assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 3)
     assert (config.critic_lr, config.actor_lr, config.grad_clip) == (5e-4, 1e-4, 50.0)
     assert (config.gamma, config.lambda_, config.beta, config.max_weight) == (0.99, 0.95, 1.0, 20.0)
-    assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 1.0, "none")
+    assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 0.3, "abs")
     assert config.advantage_scaling == "median"

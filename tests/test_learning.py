@@ -68,7 +68,7 @@ class Ball:
         obs_shape=(2, 20, 20), obs_dtype="uint8", action_dim=2, discrete=True, frame_stack=2
     )
     start = 0.0  # the column; 10 more where the ball goes left
-    iterations, n_critic_steps, n_actor_steps = 8, 150, 100
+    iterations, n_critic_steps, n_actor_steps = 16, 150, 100
 
     def reset(self, rng, count):
         return rng.integers(0, 9, count).astype(float)
