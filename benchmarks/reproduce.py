@@ -26,6 +26,7 @@ from typing import Any
 
 import click
 
+from qwr_rllib.report import COMMANDS_FILE
 from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
 
 ENVS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Humanoid-v5")
@@ -107,6 +108,8 @@ def run(variant: str, env: str, seed: int, place: Path, storage: Path) -> int:
     if code == 0:
         (trial,) = [result.parent for result in (storage / name).glob("*/result.json")]
         keep(trial, place)
+        command = f"python benchmarks/reproduce.py --variant {variant}\n"
+        (place.parent / COMMANDS_FILE).write_text(command)
     click.echo(f"{name}: {'done' if code == 0 else f'exit code {code}'}")
     return code
 

@@ -47,8 +47,10 @@ def test_other_types_are_left_to_pytorch(library):
     assert not products.takes_onednn(ones)
 
 
-def test_it_is_measured_once():
+def test_it_is_measured_once_and_draws_no_random_numbers():
     products._onednn_is_good.cache_clear()
+    before = torch.get_rng_state()
     found = {products.takes_onednn(torch.ones(2, 2)) for _ in range(3)}
     assert len(found) == 1
     assert products._onednn_is_good.cache_info().misses == 1
+    assert torch.equal(torch.get_rng_state(), before)
