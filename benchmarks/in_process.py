@@ -122,9 +122,10 @@ def main(env_id: str, steps: int, seed: int, config: str, evaluate_every: int, o
     torch.manual_seed(seed)
     names = {field.name for field in fields(LearnerConfig)}
     settings = {"replay_capacity": 5000, "n_interactions": 1000, "action_std": 0.4}
-    if unknown := json.loads(config).keys() - settings.keys() - names:
+    given = json.loads(config)
+    if unknown := given.keys() - settings.keys() - names:
         raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
-    settings |= json.loads(config)
+    settings |= given
     env = gym.make(env_id)
     spaces: Any = env.observation_space, env.action_space
     spec = Spec(spaces[0].shape, "float32", spaces[1].shape[0], False)

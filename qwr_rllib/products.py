@@ -1,8 +1,8 @@
 """Matrix products by the better of the two libraries that PyTorch has for them on a CPU.
 
 PyTorch multiplies float32 matrices with MKL, which computes at less than half of its speed on
-processors that are not Intel's. oneDNN, which PyTorch has for convolutions and for its compiler,
-does not, and it adds a layer's bias and takes its ReLU on the way. Knows torch only.
+an AMD processor. oneDNN, which PyTorch has for convolutions and for its compiler, does not, and it
+adds a layer's bias on the way. Knows torch only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# How much slower oneDNN may be measured: machines are far from here on either side, so that all
-# processes on one decide the same.
+# How much slower oneDNN may be measured: a margin for noise, so that all processes on a machine
+# decide the same where the two are about equally fast.
 MAX_RATIO = 1.3
 
 
@@ -47,7 +47,7 @@ def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 @lru_cache(1)
 def _onednn_is_good() -> bool:
-    """Whether oneDNN is there and multiplies no slower than MKL, by a minibatch's product."""
+    """Whether oneDNN is there and not clearly slower than MKL, by a minibatch's product."""
     if not torch.backends.mkldnn.is_available():
         return False
     # No random numbers: they would change what a seed gives in the first run of a process.

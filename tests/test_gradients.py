@@ -34,9 +34,10 @@ def both(module, loss, loss_gradient, inputs, targets, kind, compiler=None):
     gradient([torch.zeros_like(each) for each in inputs], targets)
     found = gradient(inputs, targets)
     expected = AutogradGradient(module, loss, by_autograd)(inputs, targets)
-    # Sums are of another order, which each kind of processor rounds differently.
-    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-5)
+    # Compiled sums are of another order, which each kind of processor rounds differently.
+    tolerance = {"rtol": 5e-6, "atol": 1e-5} if kind is KernelCriticGradient else {}
+    torch.testing.assert_close(by_hand, by_autograd, **tolerance)
+    torch.testing.assert_close(found, expected, **tolerance)
     assert not found.requires_grad
     return by_hand
 
@@ -100,7 +101,7 @@ def test_the_values_of_the_compiled_gate(action_dim):
     critic = lively_critic(action_dim)
     features, actions = torch.randn(7, 24), 5 * torch.randn(7, 4, action_dim)
     found = gate_kernel(critic).q_values(features, actions)
-    torch.testing.assert_close(found, critic.q_values(features, actions), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found, critic.q_values(features, actions), rtol=5e-6, atol=1e-5)
 
 
 def test_features():
