@@ -81,7 +81,9 @@ def keep(trial: Path, place: Path) -> None:
     (place / "result.json").write_text(text)
 
 
-def run(variant: str, env: str, seed: int, place: Path, storage: Path) -> int:
+def run(
+    variant: str, env: str, seed: int, place: Path, storage: Path, changes: dict[str, Any]
+) -> int:
     """Trains a cell and keeps its results; the exit code of ``rllib train``."""
     name = f"{variant}-{env}-{seed}"
     algorithm, config = VARIANTS[variant]
@@ -93,7 +95,7 @@ def run(variant: str, env: str, seed: int, place: Path, storage: Path) -> int:
             "--env",
             env,
             "--config",
-            json.dumps(CONFIG | config | {"seed": seed}),
+            json.dumps(CONFIG | config | changes | {"seed": seed}),
         ),
         *("--stop", json.dumps({"training_iteration": ITERATIONS})),
         *("--experiment-name", name, "--storage-path", str(storage), "--ray-num-cpus", "1"),
@@ -108,7 +110,8 @@ def run(variant: str, env: str, seed: int, place: Path, storage: Path) -> int:
     if code == 0:
         (trial,) = [result.parent for result in (storage / name).glob("*/result.json")]
         keep(trial, place)
-        command = f"python benchmarks/reproduce.py --variant {variant}\n"
+        given = f" --config '{json.dumps(changes)}'" if changes else ""
+        command = f"python benchmarks/reproduce.py --variant {variant}{given}\n"
         (place.parent / COMMANDS_FILE).write_text(command)
     click.echo(f"{name}: {'done' if code == 0 else f'exit code {code}'}")
     return code
@@ -126,6 +129,8 @@ def run(variant: str, env: str, seed: int, place: Path, storage: Path) -> int:
 @click.option("--env", "envs", multiple=True, type=click.Choice(ENVS), default=ENVS)
 @click.option("--seeds", default=5, show_default=True, help="Seeds 0, 1, ... of each task.")
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", help="Cells at a time.")
+@click.option("--config", default="{}", help="JSON: changes to every cell, with --results and"
+              " --storage-path of their own.")  # fmt: skip
 @click.option(
     "--results",
     default="docs/results/table1",
@@ -139,9 +144,11 @@ def main(
     envs: tuple[str, ...],
     seeds: int,
     jobs: int,
+    config: str,
     results: Path,
     storage_path: Path,
 ) -> None:
+    changes = json.loads(config)
     cells = {
         (variant, env, seed): results / variant / f"{VARIANTS[variant][0]}_{env}_seed{seed}"
         for seed, variant, env in itertools.product(range(seeds), variants, envs)
@@ -150,7 +157,7 @@ def main(
     click.echo(f"{len(cells) - len(missing)} of {len(cells)} cells are done.")
     storage = storage_path.expanduser().resolve()
     with ThreadPoolExecutor(jobs) as pool:
-        codes = pool.map(lambda item: run(*item[0], item[1], storage), missing.items())
+        codes = pool.map(lambda item: run(*item[0], item[1], storage, changes), missing.items())
     sys.exit(max(codes, default=0))
 
 
