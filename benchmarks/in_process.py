@@ -29,6 +29,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from qwr_rllib.cli.experiments import JsonObject
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
@@ -114,15 +115,17 @@ def std_over_actions(learner: Learner, view: ReplayView, slots: torch.Tensor) ->
 @click.argument("env_id", metavar="ENV")
 @click.option("--steps", default=100_000, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--config", default="{}", help="JSON: keys of LearnerConfig and those of the replay.")
+@click.option("--config", "given", type=JsonObject(), default={}, metavar="JSON",
+              help="Keys of LearnerConfig and those of the replay.")  # fmt: skip
 @click.option("--evaluate-every", default=5, show_default=True, help="Iterations.")
 @click.option("--out", type=click.File("w"), default="-")
-def main(env_id: str, steps: int, seed: int, config: str, evaluate_every: int, out: Any) -> None:
+def main(
+    env_id: str, steps: int, seed: int, given: dict[str, Any], evaluate_every: int, out: Any
+) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     names = {field.name for field in fields(LearnerConfig)}
     settings = {"replay_capacity": 5000, "n_interactions": 1000, "action_std": 0.4}
-    given = json.loads(config)
     if unknown := given.keys() - settings.keys() - names:
         raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
     settings |= given

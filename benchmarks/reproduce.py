@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from qwr_rllib.cli.experiments import JsonObject
 from qwr_rllib.report import COMMANDS_FILE
 from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
 
@@ -110,9 +113,10 @@ def run(
     if code == 0:
         (trial,) = [result.parent for result in (storage / name).glob("*/result.json")]
         keep(trial, place)
-        given = f" --config '{json.dumps(changes)}'" if changes else ""
-        command = f"python benchmarks/reproduce.py --variant {variant}{given}\n"
-        (place.parent / COMMANDS_FILE).write_text(command)
+        kept_command = ["python", "benchmarks/reproduce.py", "--variant", variant]
+        if changes:
+            kept_command += ["--config", json.dumps(changes), "--results", str(place.parents[1])]
+        (place.parent / COMMANDS_FILE).write_text(shlex.join(kept_command) + "\n")
     click.echo(f"{name}: {'done' if code == 0 else f'exit code {code}'}")
     return code
 
@@ -129,32 +133,35 @@ def run(
 @click.option("--env", "envs", multiple=True, type=click.Choice(ENVS), default=ENVS)
 @click.option("--seeds", default=5, show_default=True, help="Seeds 0, 1, ... of each task.")
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", help="Cells at a time.")
-@click.option("--config", default="{}", help="JSON: changes to every cell, with --results and"
-              " --storage-path of their own.")  # fmt: skip
+@click.option("--config", "changes", type=JsonObject(), default={}, metavar="JSON",
+              help="Changes to every cell; needs --results.")  # fmt: skip
 @click.option(
     "--results",
     default="docs/results/table1",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
 )
-@click.option("--storage-path", default="~/ray_results/table1", show_default=True, type=Path,
+@click.option("--storage-path", show_default="~/ray_results/<name of --results>", type=Path,
               help="Of checkpoints and all results.")  # fmt: skip
 def main(
     variants: tuple[str, ...],
     envs: tuple[str, ...],
     seeds: int,
     jobs: int,
-    config: str,
+    changes: dict[str, Any],
     results: Path,
-    storage_path: Path,
+    storage_path: Path | None,
 ) -> None:
-    changes = json.loads(config)
+    source = click.get_current_context().get_parameter_source("results")
+    if changes and source == ParameterSource.DEFAULT:
+        raise click.UsageError("--config needs --results: other settings are other cells")
     cells = {
         (variant, env, seed): results / variant / f"{VARIANTS[variant][0]}_{env}_seed{seed}"
         for seed, variant, env in itertools.product(range(seeds), variants, envs)
     }
     missing = {cell: place for cell, place in cells.items() if not (place / "result.json").exists()}
     click.echo(f"{len(cells) - len(missing)} of {len(cells)} cells are done.")
+    storage_path = storage_path or Path("~/ray_results", results.resolve().name)
     storage = storage_path.expanduser().resolve()
     with ThreadPoolExecutor(jobs) as pool:
         codes = pool.map(lambda item: run(*item[0], item[1], storage, changes), missing.items())
