@@ -23,7 +23,6 @@ class AWACConfig(QWRConfig):
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AWAC)
         self.actor_actions = "replay"
-        self.advantage_scaling = "minibatch"
 
 
 class AWAC(QWR):

@@ -28,7 +28,6 @@ class AWRConfig(QWRConfig):
         super().__init__(algo_class=algo_class or AWR)
         self.critic_type = "v"
         self.actor_actions = "replay"
-        self.advantage_scaling = "minibatch"
         self.margin = 60
 
 

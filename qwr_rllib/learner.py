@@ -86,7 +86,7 @@ class LearnerConfig:
     """T, the longest return in a target."""
     lambda_: float = 0.95
     """Mixes the 1..T-step returns."""
-    gamma: float = 0.99
+    gamma: float = 0.996
     """Discount."""
     backup: losses.Backup = "logsumexp"
     """How the values of sampled actions become the value of a state."""
@@ -98,13 +98,13 @@ class LearnerConfig:
     """Temperature of the actor's weights."""
     max_weight: float = 20.0
     """Clip of the actor's weights."""
-    advantage_scaling: losses.AdvantageScaling = "median"
+    advantage_scaling: losses.AdvantageScaling = "minibatch"
     """What advantages are divided by: see :func:`qwr_rllib.losses.advantage_weights`."""
     critic_lr: float = 5e-4
     """Adam's learning rate of the critic."""
     actor_lr: float = 1e-4
     """Adam's learning rate of the actor."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: float = 2e-6
     """Adam's addend to the root mean square of a gradient."""
     grad_clip: float | None = 50.0
     """Global norm to which gradients are clipped; ``None`` does not clip."""

@@ -98,7 +98,7 @@ class QWRConfig(AlgorithmConfig):
             setattr(self, name, field.default)
         self.n_interactions = 1000
         self.action_std = 0.4
-        self.replay_capacity = 5_000
+        self.replay_capacity = 10_000
         self.normalize_observations = True
         self.critic_post_gate_layer = False
         self.max_refused_fraction = 0.1

@@ -682,7 +682,7 @@ def test_possible_settings_are_taken(settings):
     assert all(getattr(config, name) == value for name, value in settings.items())
 
 
-def test_the_defaults_are_the_published_ones():
+def test_the_defaults_are_those_of_the_published_runs():
     config = LearnerConfig()
     assert (config.train_batch_size, config.n_critic_steps, config.n_actor_steps) == (
         256,
@@ -691,6 +691,7 @@ def test_the_defaults_are_the_published_ones():
     )
     assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 3)
     assert (config.critic_lr, config.actor_lr, config.grad_clip) == (5e-4, 1e-4, 50.0)
-    assert (config.gamma, config.lambda_, config.beta, config.max_weight) == (0.99, 0.95, 1.0, 20.0)
+    assert (config.gamma, config.lambda_) == (0.996, 0.95)
+    assert (config.beta, config.max_weight) == (1.0, 20.0)
     assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 0.3, "abs")
-    assert config.advantage_scaling == "median"
+    assert (config.advantage_scaling, config.adam_epsilon) == ("minibatch", 2e-6)
