@@ -1,7 +1,6 @@
 """What is lost when a process is killed, and what is not: SIGKILL in the middle of runs."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -227,10 +226,14 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
         """Has the trial's process killed in its third iteration, once."""
 
         def on_trial_result(self, iteration, trials, trial, result, **info):
+            results.append(result)
             if result["training_iteration"] == 2 and not (tmp_path / "ordered").exists():
                 (tmp_path / "ordered").touch()
                 (tmp_path / "kill").write_text("")
 
+    # From here, not from result.json: on a restart Ray takes back what it has stored of that file,
+    # which on a busy machine is less than what was in it.
+    results = []
     (trial,) = tune.run_experiments(
         {
             "killed": {
@@ -246,8 +249,6 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
         verbose=0,
     )
     assert not (tmp_path / "kill").exists()
-    (lines,) = (tmp_path / "results").glob("killed/*/result.json")
-    results = [json.loads(line) for line in lines.read_text().splitlines()]
     assert [each["training_iteration"] for each in results] == [1, 2, 3, 4]
     assert [each["num_env_steps_sampled_lifetime"] for each in results] == [100, 200, 300, 400]
     assert [each["replay"]["num_rows"] for each in results] == [100, 200, 300, 400]
