@@ -111,8 +111,9 @@ def run(
     with open(storage / f"{name}.log", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode
     if code == 0:
-        (trial,) = [result.parent for result in (storage / name).glob("*/result.json")]
-        keep(trial, place)
+        # One that was killed before its first checkpoint has begun anew beside what it had.
+        results = (storage / name).glob("*/result.json")
+        keep(max(results, key=lambda result: result.stat().st_mtime).parent, place)
         kept_command = ["python", "benchmarks/reproduce.py", "--variant", variant]
         if changes:
             kept_command += ["--config", json.dumps(changes), "--results", str(place.parents[1])]

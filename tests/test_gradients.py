@@ -49,7 +49,7 @@ def loss_of(actor):
 def networks(discrete, action_dim=3, **kwargs):
     torch.manual_seed(0)
     spec = Spec((5,), "float32", action_dim, discrete)
-    return QWRNetworks(spec, hiddens=(32, 24), **kwargs)
+    return QWRNetworks(spec, hiddens=(32, 24), gamma=0.99, **kwargs)
 
 
 def lively(module):
