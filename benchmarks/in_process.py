@@ -125,7 +125,7 @@ def main(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     names = {field.name for field in fields(LearnerConfig)}
-    settings = {"replay_capacity": 10_000, "n_interactions": 1000, "action_std": 0.4}
+    settings = {"replay_capacity": 5000, "n_interactions": 1000, "action_std": 0.4}
     if unknown := given.keys() - settings.keys() - names:
         raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
     settings |= given

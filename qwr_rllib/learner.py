@@ -82,15 +82,15 @@ class LearnerConfig:
     n_action_samples: int | Literal["all"] = 8
     """Actions of ``mu`` considered at a state; discrete actions are all enumerated where this
     covers them, or with ``"all"``."""
-    margin: int = 3
+    margin: int = 1
     """T, the longest return in a target."""
     lambda_: float = 0.95
     """Mixes the 1..T-step returns."""
-    gamma: float = 0.996
+    gamma: float = 0.99
     """Discount."""
     backup: losses.Backup = "logsumexp"
     """How the values of sampled actions become the value of a state."""
-    backup_temperature: float = 0.3
+    backup_temperature: float = 1.0
     """tau of the log-sum-exp; in units of Q, or of its spread, see ``q_spread``."""
     q_spread: losses.Spread = "abs"
     """Divides Q by its spread over the minibatch before the backup, and multiplies after."""

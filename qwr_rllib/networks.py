@@ -378,7 +378,7 @@ class QWRNetworks(nn.Module):
         spec: Spec,
         hiddens: Sequence[int] = (256, 256),
         activation: str = "relu",
-        gamma: float = 0.996,
+        gamma: float = 0.99,
         action_std: float = 0.4,
         normalize_observations: bool = True,
         critic_post_gate_layer: bool = False,

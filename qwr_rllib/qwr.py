@@ -84,7 +84,7 @@ class QWRConfig(AlgorithmConfig):
 
         from qwr_rllib import QWRConfig
 
-        config = QWRConfig().environment("Walker2d-v5").training(backup="max", margin=1)
+        config = QWRConfig().environment("Walker2d-v5").training(backup="max", margin=3)
         algo = config.build_algo()
         print(algo.train()["learner"]["critic_loss"])
     """
@@ -98,7 +98,7 @@ class QWRConfig(AlgorithmConfig):
             setattr(self, name, field.default)
         self.n_interactions = 1000
         self.action_std = 0.4
-        self.replay_capacity = 10_000
+        self.replay_capacity = 5000
         self.normalize_observations = True
         self.critic_post_gate_layer = False
         self.max_refused_fraction = 0.1

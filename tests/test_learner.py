@@ -689,9 +689,9 @@ def test_the_defaults_are_those_of_the_published_runs():
         3000,
         3000,
     )
-    assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 3)
+    assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 1)
     assert (config.critic_lr, config.actor_lr, config.grad_clip) == (5e-4, 1e-4, 50.0)
-    assert (config.gamma, config.lambda_) == (0.996, 0.95)
+    assert (config.gamma, config.lambda_) == (0.99, 0.95)
     assert (config.beta, config.max_weight) == (1.0, 20.0)
-    assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 0.3, "abs")
+    assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 1.0, "abs")
     assert (config.advantage_scaling, config.adam_epsilon) == ("minibatch", 2e-6)
