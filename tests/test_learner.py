@@ -682,7 +682,7 @@ def test_possible_settings_are_taken(settings):
     assert all(getattr(config, name) == value for name, value in settings.items())
 
 
-def test_the_defaults_are_those_of_the_published_runs():
+def test_the_defaults_are_the_documented_ones():
     config = LearnerConfig()
     assert (config.train_batch_size, config.n_critic_steps, config.n_actor_steps) == (
         256,
