@@ -32,6 +32,7 @@ import torch
 from qwr_rllib.cli.experiments import JsonObject
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.qwr import QWRConfig
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
@@ -125,7 +126,11 @@ def main(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     names = {field.name for field in fields(LearnerConfig)}
-    settings = {"replay_capacity": 5000, "n_interactions": 1000, "action_std": 0.4}
+    defaults = QWRConfig()
+    settings = {
+        name: getattr(defaults, name)
+        for name in ("replay_capacity", "n_interactions", "action_std")
+    }
     if unknown := given.keys() - settings.keys() - names:
         raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
     settings |= given
