@@ -54,7 +54,7 @@ def returns(
             env.set_state(state[: env.model.nq], state[env.model.nq :])
             clipped = np.clip(action, -1, 1) * env.action_space.high
             observation, reward, terminated, _, _ = env.step(clipped)
-            total[i, k] += policy.config["gamma"] ** t * reward
+            total[i, k] += policy.learner.gamma**t * reward
             if not terminated:
                 after.append((i, k, np.concatenate([env.data.qpos, env.data.qvel])))
                 observations.append(observation)

@@ -138,7 +138,9 @@ def main(
     spaces: Any = env.observation_space, env.action_space
     spec = Spec(spaces[0].shape, "float32", spaces[1].shape[0], False)
     learner_config = LearnerConfig(**{k: v for k, v in settings.items() if k in names})
-    networks = QWRNetworks(spec, gamma=learner_config.gamma, action_std=settings["action_std"])
+    networks = QWRNetworks(
+        spec, gamma=learner_config.gamma_at(0), action_std=settings["action_std"]
+    )
     learner = Learner(networks, learner_config, seed)
     capacity, per_iteration = settings["replay_capacity"], settings["n_interactions"]
     storage, view = ReplayStorage(spec, capacity), ReplayView(spec, capacity)
@@ -148,6 +150,7 @@ def main(
             storage.add(fragment)
         new = view.update(storage.changes(view.uid, view.version))
         learner.observe(view.observations(new))
+        learner.gamma = learner_config.gamma_at(iteration * per_iteration)
         metrics = learner.train(view)
         moved = networks.behaviour(view.observations(new)).detach()
         moved -= view.columns["action_dist_inputs"][new]

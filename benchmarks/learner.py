@@ -126,7 +126,7 @@ class PlainLoop:
                 values = values * scale.squeeze(-1)
                 targets = losses.lambda_returns(
                     slices.rewards,
-                    config.gamma * slices.nonterminals,
+                    config.gamma_at(0) * slices.nonterminals,
                     values.view_as(slices.rewards),
                     config.lambda_ * slices.continues,
                 )

@@ -15,6 +15,7 @@ and ``_considered``, the actions that the actor considers and what they are held
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -86,8 +88,8 @@ class LearnerConfig:
     """T, the longest return in a target."""
     lambda_: float = 0.95
     """Mixes the 1..T-step returns."""
-    gamma: float = 0.99
-    """Discount."""
+    gamma: float | Sequence[Sequence[float]] = ((0, 0.99), (30_000, 0.99), (70_000, 0.997))
+    """Discount; or its values after numbers of environment steps, linear between these."""
     backup: losses.Backup = "logsumexp"
     """How the values of sampled actions become the value of a state."""
     backup_temperature: float = 1.0
@@ -124,6 +126,20 @@ class LearnerConfig:
         def number(value: Any) -> bool:
             return isinstance(value, (int, float)) and not isinstance(value, bool)
 
+        def discount(value: Any) -> bool:
+            return number(value) and 0 <= value < 1
+
+        def schedule(points: Sequence[Any]) -> bool:
+            if not all(isinstance(point, (list, tuple)) and len(point) == 2 for point in points):
+                return False
+            steps = [point[0] for point in points]
+            return (
+                all(whole(step) for step in steps)
+                and steps[:1] == [0]
+                and all(before < after for before, after in itertools.pairwise(steps))
+                and all(discount(point[1]) for point in points)
+            )
+
         def one_of(kind: Any) -> tuple[str, Callable[[Any], bool]]:
             return f"one of {', '.join(map(repr, get_args(kind)))}", get_args(kind).__contains__
 
@@ -137,7 +153,11 @@ class LearnerConfig:
             lambda v: v == "all" or (whole(v) and v >= 1),
         )
         require("lambda_", "a number in [0, 1]", lambda v: number(v) and 0 <= v <= 1)
-        require("gamma", "a number in [0, 1)", lambda v: number(v) and 0 <= v < 1)
+        require(
+            "gamma",
+            "a number in [0, 1), or [[0, number], [env steps, number], ...] with rising steps",
+            lambda v: discount(v) or (isinstance(v, (list, tuple)) and schedule(v)),
+        )
         for name in (
             "backup_temperature", "beta", "critic_lr", "actor_lr", "adam_epsilon", "max_weight",
         ):  # fmt: skip
@@ -159,6 +179,13 @@ class LearnerConfig:
             lambda v: self.actor_actions == "mu" or v in ("minibatch", "none"),
         )
         require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
+
+    def gamma_at(self, env_steps: int) -> float:
+        """The discount after ``env_steps`` environment steps."""
+        if isinstance(self.gamma, (int, float)):
+            return self.gamma
+        steps, values = zip(*self.gamma, strict=True)
+        return float(np.interp(env_steps, steps, values))
 
 
 class _FlatAdam:
@@ -233,6 +260,8 @@ class Learner:
             )
         self.networks = networks
         self.config = config
+        self.gamma = config.gamma_at(0)
+        """Discount of the targets. Who knows the environment steps moves it along its schedule."""
         self.actor = networks.actor
         self.critic: Critic = critic
         self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -411,7 +440,7 @@ class Learner:
         """The truncated lambda-returns of slices, ``(N,)``, from their values ``(N, T)``."""
         return losses.lambda_returns(
             slices.rewards,
-            self.config.gamma * slices.nonterminals,
+            self.gamma * slices.nonterminals,
             next_values,
             self.config.lambda_ * slices.continues,
         )
@@ -600,6 +629,7 @@ class Learner:
             "critic_optimizer": self._critic_adam.state_dict(),
             "actor_optimizer": self._actor_adam.state_dict(),
             "generator": self._generator.get_state(),
+            "gamma": self.gamma,
             "num_critic_updates": self.num_critic_updates,
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
@@ -613,6 +643,7 @@ class Learner:
         self._critic_adam.load_state_dict(state["critic_optimizer"])
         self._actor_adam.load_state_dict(state["actor_optimizer"])
         self._generator.set_state(state["generator"].cpu())
+        self.gamma = state.get("gamma", self.gamma)  # checkpoints of 0.x before had none
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
 

@@ -13,7 +13,7 @@ import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,6 +137,7 @@ class QWRConfig(AlgorithmConfig):
         actor_actions: Literal["mu", "replay"] = NotProvided,
         n_action_samples: int | Literal["all"] = NotProvided,
         margin: int = NotProvided,
+        gamma: float | Sequence[Sequence[float]] = NotProvided,
         lambda_: float = NotProvided,
         backup: losses.Backup = NotProvided,
         backup_temperature: float = NotProvided,
@@ -173,6 +174,8 @@ class QWRConfig(AlgorithmConfig):
             n_action_samples: Actions of mu considered at a state. Discrete actions are all
                 enumerated, weighted by mu, where this covers them or with "all".
             margin: The longest return mixed into a target (T).
+            gamma: Discount; or its values after numbers of environment steps,
+                ``[[0, value], [steps, value], ...]``, linear between these.
             lambda_: Mixes the 1..T-step returns, in [0, 1].
             backup: How sampled actions' values become the value of a state: "logsumexp",
                 "max" or "mean".
@@ -208,7 +211,7 @@ class QWRConfig(AlgorithmConfig):
                 replay keeps one each; "auto" is what the package's own environments have, else 1.
             reward_clip: Rewards are clipped to this absolute value in the replay; the returns
                 that are reported are not.
-            **kwargs: RLlib's own: ``gamma``, ``train_batch_size``, ``grad_clip`` (global norm),
+            **kwargs: RLlib's own: ``train_batch_size``, ``grad_clip`` (global norm),
                 ``model`` (``fcnet_hiddens`` and ``fcnet_activation`` for vectors, ``conv_filters``
                 and ``post_fcnet_hiddens`` for images).
 
@@ -493,6 +496,7 @@ class QWR(Algorithm):
             self._update_view()
         if self.config.overlap_sampling and self._collects(self.iteration + 1):
             self.collector.begin(self.supervised, self.learner.num_actor_updates)
+        self.learner.gamma = self.learner.config.gamma_at(self._counters[NUM_ENV_STEPS_SAMPLED])
         with self._timers[CRITIC_TIMER]:
             critic = self.learner.train_critic(self.view)
         with self._timers[ACTOR_TIMER]:
@@ -511,6 +515,7 @@ class QWR(Algorithm):
             critic
             | actor
             | {
+                "gamma": self.learner.gamma,
                 "num_critic_updates_lifetime": self.learner.num_critic_updates,
                 "num_actor_updates_lifetime": self.learner.num_actor_updates,
                 "num_target_updates_lifetime": self.learner.num_target_updates,

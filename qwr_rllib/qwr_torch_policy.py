@@ -276,7 +276,7 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         spec,
         hiddens=model["fcnet_hiddens"],
         activation=model["fcnet_activation"],
-        gamma=config["gamma"],
+        gamma=learner_config(config).gamma_at(0),
         action_std=config["action_std"],
         normalize_observations=config["normalize_observations"],
         critic_post_gate_layer=config["critic_post_gate_layer"],

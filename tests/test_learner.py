@@ -641,7 +641,26 @@ BAD = [
     ("n_actor_steps", [-1, 0.5, None], "an integer >= 0"),
     ("n_action_samples", [0, -8, 1.5, "every", None], "an integer >= 1 or 'all'"),
     ("lambda_", [-0.1, 1.1, math.nan, "0.9", None, True], r"a number in \[0, 1\]"),
-    ("gamma", [1, 1.5, -0.1, math.nan, None, False], r"a number in \[0, 1\)"),
+    (
+        "gamma",
+        [
+            1,
+            1.5,
+            -0.1,
+            math.nan,
+            None,
+            False,
+            "0.9",
+            [],
+            [0, 0.9],
+            [[0]],
+            [[5, 0.9]],
+            [[0, 1]],
+            [[0, 0.9], [0, 0.95]],
+            [[0, 0.9], [1.5, 0.95]],
+        ],
+        r"a number in \[0, 1\), or \[\[0, number\], \[env steps, number\], ...\] with rising steps",
+    ),
     ("backup", ["median", None, 3, ["max"]], "one of 'mean', 'max', 'logsumexp'"),
     ("backup_temperature", [0, -1, math.nan, math.inf, "1", True], "a number > 0"),
     ("q_spread", ["iqr", None, 1], "one of 'none', 'std', 'abs'"),
@@ -682,6 +701,35 @@ def test_possible_settings_are_taken(settings):
     assert all(getattr(config, name) == value for name, value in settings.items())
 
 
+@pytest.mark.parametrize(
+    ("gamma", "env_steps", "expected"),
+    [
+        (0.9, 0, 0.9),
+        (0.9, 10**9, 0.9),
+        ([[0, 0.9]], 5, 0.9),
+        ([[0, 0.9], [10, 0.9], [30, 0.98]], 10, 0.9),
+        ([[0, 0.9], [10, 0.9], [30, 0.98]], 15, 0.92),
+        ([[0, 0.9], [10, 0.9], [30, 0.98]], 30, 0.98),
+        ([[0, 0.9], [10, 0.9], [30, 0.98]], 1000, 0.98),
+    ],
+)
+def test_the_discount_follows_its_schedule(gamma, env_steps, expected):
+    assert LearnerConfig(gamma=gamma).gamma_at(env_steps) == pytest.approx(expected, abs=1e-12)
+
+
+def test_targets_have_the_discount_of_the_moment():
+    learner, view = learner_for(CONTINUOUS, margin=1), view_of(CONTINUOUS)
+    random_state = learner._generator.get_state()
+    next_values = []
+    for gamma in (0.9, 0.6):
+        learner.gamma = gamma
+        learner._generator.set_state(random_state)
+        targets = learner._targets(view, view.rows, 1).squeeze(0)
+        next_values.append((targets - view.columns["rewards"][view.rows]) / gamma)
+    assert next_values[0].abs().max() > 1
+    torch.testing.assert_close(*next_values)
+
+
 def test_the_defaults_are_the_documented_ones():
     config = LearnerConfig()
     assert (config.train_batch_size, config.n_critic_steps, config.n_actor_steps) == (
@@ -691,7 +739,8 @@ def test_the_defaults_are_the_documented_ones():
     )
     assert (config.target_update_freq, config.n_action_samples, config.margin) == (100, 8, 1)
     assert (config.critic_lr, config.actor_lr, config.grad_clip) == (5e-4, 1e-4, 50.0)
-    assert (config.gamma, config.lambda_) == (0.99, 0.95)
+    assert config.gamma == ((0, 0.99), (30_000, 0.99), (70_000, 0.997))
+    assert config.lambda_ == 0.95
     assert (config.beta, config.max_weight) == (1.0, 20.0)
     assert (config.backup, config.backup_temperature, config.q_spread) == ("logsumexp", 1.0, "abs")
     assert (config.advantage_scaling, config.adam_epsilon) == ("minibatch", 2e-6)

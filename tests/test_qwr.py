@@ -274,6 +274,18 @@ def test_a_restored_worker_takes_no_step_in_vain(build, tmp_path):
     restored.stop()
 
 
+def test_the_discount_follows_its_schedule_through_a_restore(build, tmp_path):
+    algo = build(gamma=[[0, 0.9], [200, 0.9], [600, 0.98]])
+    assert algo.learner.critic.q_scale == pytest.approx(10)
+    seen = [algo.train()["learner"]["gamma"] for _ in range(2)]
+    algo.save(str(tmp_path))
+    restored = QWR.from_checkpoint(str(tmp_path))
+    assert restored.learner.gamma == pytest.approx(0.94)
+    seen += [restored.train()["learner"]["gamma"] for _ in range(2)]
+    restored.stop()
+    assert seen == pytest.approx([0.9, 0.94, 0.98, 0.98])
+
+
 def test_a_changed_learning_rate_survives_a_restore(build, tmp_path):
     algo = build()
     algo.train()
@@ -383,7 +395,8 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"q_spread": "iqr"}, "q_spread must be one of 'none', 'std', 'abs', got 'iqr'"),
         ({"beta": -1.0}, "beta must be a number > 0, got -1.0"),
         ({"beta": "1"}, "beta must be a number > 0, got '1'"),
-        ({"gamma": 1.0}, r"gamma must be a number in \[0, 1\), got 1.0"),
+        ({"gamma": 1.0}, r"gamma must be a number in \[0, 1\), or .* got 1.0"),
+        ({"gamma": [[100, 0.9]]}, r"gamma must be a number .* got \[\[100, 0.9\]\]"),
         ({"lambda_": 1.1}, r"lambda_ must be a number in \[0, 1\], got 1.1"),
         ({"n_critic_steps": 1.5}, "n_critic_steps must be an integer >= 0, got 1.5"),
         ({"train_batch_size": 0}, "train_batch_size must be an integer >= 1, got 0"),
