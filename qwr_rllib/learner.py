@@ -643,7 +643,7 @@ class Learner:
         self._critic_adam.load_state_dict(state["critic_optimizer"])
         self._actor_adam.load_state_dict(state["actor_optimizer"])
         self._generator.set_state(state["generator"].cpu())
-        self.gamma = state.get("gamma", self.gamma)  # checkpoints of 0.x before had none
+        self.gamma = state.get("gamma", self.gamma)  # older checkpoints have none
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
 
