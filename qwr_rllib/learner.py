@@ -63,7 +63,7 @@ class NonFiniteLossError(ArithmeticError):
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Hyper-parameters of the two regressions (SPEC: the paper's Table and the authors' run).
+    """Hyper-parameters of the two regressions (their sources: ``docs/algorithm.md``).
 
     Raises:
         ValueError: for an impossible value, naming the key, the value and what is allowed.

@@ -5,8 +5,9 @@ Kozakowski et al., "Q-Value Weighted Regression: Reinforcement Learning with Lim
 
 Shapes: ``(...)`` are leading batch dimensions, ``n`` the actions considered at a state,
 ``T`` the steps of a trajectory slice (the paper's *margin*), ``d`` the action's dimensions.
-Every function here raises ``ValueError`` naming the argument and its value when it is given
-something impossible; none of them knows of networks, replays or Ray.
+Every function here but the gradients and the losses of the reduced forms, which are the inner
+loops', raises ``ValueError`` naming the argument and its value when it is given something
+impossible; none of them knows of networks, replays or Ray.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def critic_loss(q_values: Tensor, targets: Tensor) -> Tensor:
 
 
 def critic_loss_gradient(q_values: Tensor, targets: Tensor) -> Tensor:
-    """Of :func:`critic_loss` by ``q_values``."""
+    """Of :func:`critic_loss` by ``q_values``, ``(...)``."""
     return (q_values - targets) * (2 / q_values.numel())
 
 
@@ -273,7 +274,10 @@ def gaussian_regression(actions: Tensor, weights: Tensor, action_std: float) -> 
 def gaussian_regression_loss(
     means: Tensor, regression: GaussianRegression, action_std: float
 ) -> Tensor:
-    """:func:`actor_loss` from the reduced form: equal in value and in gradient; a scalar."""
+    """:func:`actor_loss` of means ``(..., d)`` from the reduced form.
+
+    Equal in value and in gradient; a scalar.
+    """
     distances = (means - regression.actions).square().sum(-1)
     return (regression.weights * distances / (2 * action_std**2) + regression.offsets).mean()
 
@@ -281,7 +285,7 @@ def gaussian_regression_loss(
 def gaussian_regression_loss_gradient(
     means: Tensor, regression: GaussianRegression, action_std: float
 ) -> Tensor:
-    """Of :func:`gaussian_regression_loss` by ``means``."""
+    """Of :func:`gaussian_regression_loss` by ``means``, ``(..., d)``."""
     scale = regression.weights / (action_std**2 * regression.weights.numel())
     return (means - regression.actions) * scale.unsqueeze(-1)
 

@@ -259,8 +259,8 @@ class GatedCritic(nn.Module):
     """``Q(s, a)``: features of the state gated by the action (paper, appendix 6.1).
 
     ``o * tanh(embed(a))``, LayerNorm, ReLU, an optional further layer, then the head. Without the
-    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``, which stays in the
-    order of one reward.
+    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``, which is of the order of
+    one reward where this is the discount of the targets, too.
 
     :meth:`features` is what depends on the state alone, so that n actions cost one pass of it.
 
@@ -268,7 +268,7 @@ class GatedCritic(nn.Module):
         body: features of the normalised observation.
         in_features: their width.
         spec: tells the actions.
-        gamma: discount, in [0, 1).
+        gamma: scales the head, in [0, 1): the (first) discount.
         post_gate_layer: adds one more ReLU layer behind the gate.
     """
 
@@ -334,7 +334,7 @@ class ValueCritic(nn.Module):
     Args:
         body: features of the normalised observation.
         in_features: their width.
-        gamma: discount, in [0, 1).
+        gamma: scales the head, in [0, 1): the (first) discount.
     """
 
     def __init__(self, body: nn.Module, in_features: int, gamma: float):
@@ -363,7 +363,7 @@ class QWRNetworks(nn.Module):
         spec: shapes of observation and action.
         hiddens: widths of the bodies' layers for vectors.
         activation: one of :data:`ACTIVATIONS`.
-        gamma: discount.
+        gamma: scales the critic's head, see there.
         action_std: of the Gaussian actor.
         normalize_observations: with a running mean and variance; images are scaled to [0, 1].
         critic_post_gate_layer: see :class:`GatedCritic`.

@@ -161,7 +161,7 @@ class QWRConfig(AlgorithmConfig):
         offline: dict[str, Any] | None = NotProvided,
         **kwargs,
     ) -> QWRConfig:
-        """Sets the training related configuration; see SPEC's sources in ``docs/algorithm.md``.
+        """Sets the training related configuration; defaults and sources: ``docs/algorithm.md``.
 
         Args:
             n_interactions: Environment steps collected per iteration, over all rollout workers.

@@ -1,8 +1,8 @@
 """What a rollout worker does with what it sampled: it hands the rows to the replay itself.
 
-It has one batch in flight: the next is sampled only when the replay has taken the last, so that all
-workers together never hold more than an iteration's rows beside the replay. They are kept
-until the learner's view has them too, to be sent again if the replay actor dies before.
+It has one batch in flight: the next is sampled only when the replay has taken the last. An
+iteration's rows are kept until the learner's view has them too, to be sent again if the replay
+actor dies before.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ view of the algorithms; knows numpy and torch only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -120,15 +120,6 @@ def _fragment(
     # mu's parameters are logits or means: 0 is uniform, or centred.
     mu = np.zeros((len(obs), env.spec.action_dim), np.float32)
     return Fragment(episode, 0, obs, mu, actions, rewards, terminated=False, done=True)
-
-
-def share_with_two_actions(fragments: Iterable[Fragment]) -> float:
-    """The share of distinct states that were left by more than one action."""
-    actions: dict[bytes, set[bytes]] = {}
-    for each in fragments:
-        for state, action in zip(each.obs, each.actions, strict=False):
-            actions.setdefault(state.tobytes(), set()).add(np.asarray(action).tobytes())
-    return sum(len(each) > 1 for each in actions.values()) / len(actions)
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Slow:
         self.most = max(self.most, self.now)
         await asyncio.sleep(0.2)
         self.now -= 1
-        return Receipt(len(fragments), 0, [])
+        return Receipt(len(fragments), [])
 
     async def most_at_once(self):
         return self.most

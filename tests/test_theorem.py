@@ -20,11 +20,19 @@ from qwr_rllib.theorem import (
     log_episodes,
     run_trial,
     second_actions,
-    share_with_two_actions,
     trials,
 )
 
 SMALL = Trial("AWR", True, 0, num_episodes=6, iterations=4, steps=120)
+
+
+def share_with_two_actions(fragments):
+    """The share of distinct states that were left by more than one action."""
+    actions: dict[bytes, set[bytes]] = {}
+    for each in fragments:
+        for state, action in zip(each.obs, each.actions, strict=False):
+            actions.setdefault(state.tobytes(), set()).add(np.asarray(action).tobytes())
+    return sum(len(each) > 1 for each in actions.values()) / len(actions)
 
 
 @pytest.mark.parametrize("discrete", [True, False])

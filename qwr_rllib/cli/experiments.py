@@ -77,7 +77,6 @@ class Experiment:
     """A checked experiment."""
 
     name: str
-    algorithm: type[Algorithm]
     stop: dict[str, float]
     """Flat: ``{"env_runners/episode_return_mean": 100}``."""
     storage_path: str
@@ -311,9 +310,7 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         "storage_path": storage_path,
     }
     num_trials = num_variants * max(1, spec.get("num_samples", 1))
-    return Experiment(
-        name, algorithm, stop, storage_path, resources, num_trials, tune_spec, sweep, gpu_if_any
-    )
+    return Experiment(name, stop, storage_path, resources, num_trials, tune_spec, sweep, gpu_if_any)
 
 
 def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'qwr-rllib[test]'") from error
+        raise ConfigError("--plot needs matplotlib: pip install 'qwr-rllib[report]'") from error
 
 
 def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:

@@ -22,7 +22,6 @@ class Receipt:
     """What became of a worker's fragments."""
 
     num_rows_stored: int
-    num_rows_refused: int
     refusals: list[str]
     """One line for each refused fragment: worker, episode, what is wrong with it."""
     blocked_s: float = 0.0
@@ -51,15 +50,14 @@ class Replay:
 
         A fragment that is stored already, in whole or in part, is not stored twice.
         """
-        stored, refused, refusals = 0, 0, []
+        stored, refusals = 0, []
         for fragment in fragments:
             try:
                 stored += self._storage.add(fragment)
             except RefusedFragmentError as error:
-                refused += len(fragment)
+                self._num_rows_refused_lifetime += len(fragment)
                 refusals.append(f"worker {worker}, episode {fragment.episode}: {error}")
-        self._num_rows_refused_lifetime += refused
-        return Receipt(stored, refused, refusals)
+        return Receipt(stored, refusals)
 
     def update(self, uid: int, since: int) -> Update:
         """What a copy of version ``since`` of the store ``uid`` lacks, and what describes it."""
