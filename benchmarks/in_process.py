@@ -1,12 +1,11 @@
-"""Training without Ray: an environment, the store, the view and the learner in one loop.
+"""Training that starts no Ray: an environment, the store, the view and the learner in one loop.
 
     python benchmarks/in_process.py Hopper-v5 --steps 60000 --config '{"backup_temperature": 0.1}' \
         --out hopper.jsonl
 
-For looking at many settings quickly, and for machines that have no Ray: an iteration takes what the
-learner takes. Rows, targets and updates are those of ``rllib train``; random numbers are drawn in
-another order, so that a run is another sample of the same thing and not the same run. A line of
-JSON for each iteration:
+For looking at many settings quickly: an iteration takes what the learner takes. Rows, targets and
+updates are those of ``rllib train``; random numbers are drawn in another order, so that a run is
+another sample of the same thing and not the same run. A line of JSON for each iteration:
 
     steps     environment steps so far
     training  mean return of the last 10 episodes, with the policy's noise
