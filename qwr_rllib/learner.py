@@ -48,6 +48,7 @@ from qwr_rllib.replay.view import ReplayView, Slices
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
 MAX_CACHED_FEATURES_BYTES = 2**28
+MAX_CHUNK_STEPS = 100  # whose inputs, slices and targets are in memory at once
 MAX_TILE = 2048  # states that go through a body at once
 MAX_TILE_ELEMENTS = 2**23  # of their observations
 
@@ -405,7 +406,7 @@ class Learner:
         freq = self.config.target_update_freq
         lengths = []
         while steps:
-            lengths.append(min(steps, freq - done % freq))
+            lengths.append(min(steps, freq - done % freq, MAX_CHUNK_STEPS))
             done += lengths[-1]
             steps -= lengths[-1]
         return lengths

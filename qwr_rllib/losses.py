@@ -264,7 +264,9 @@ def gaussian_regression(actions: Tensor, weights: Tensor, action_std: float) -> 
             f"dimension, got {tuple(weights.shape)}"
         )
     mean_weight = weights.mean(-1)
-    mean_action = (weights.unsqueeze(-1) * actions).mean(-2) / mean_weight.unsqueeze(-1)
+    # Weights underflow to 0 where all actions are far worse than V(s): then abar does not matter.
+    total = mean_weight.clamp(min=torch.finfo(weights.dtype).tiny).unsqueeze(-1)
+    mean_action = (weights.unsqueeze(-1) * actions).mean(-2) / total
     scatter = (weights * (actions - mean_action.unsqueeze(-2)).square().sum(-1)).mean(-1)
     log_normalizer = actions.shape[-1] * math.log(action_std * math.sqrt(2 * math.pi))
     offsets = scatter / (2 * action_std**2) + mean_weight * log_normalizer

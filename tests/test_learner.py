@@ -382,6 +382,17 @@ def test_the_actor_does_not_depend_on_the_length_of_a_chunk():
     torch.testing.assert_close(trained[2], trained[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_target_synced_rarely_is_that_of_long_chunks(monkeypatch):
+    trained = []
+    for steps in (100, 3):
+        monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", steps)
+        learner, view = scripted(CONTINUOUS, n_critic_steps=12, target_update_freq=8)
+        learner.train_critic(view)
+        assert learner.num_target_updates == 2
+        trained.append(weights(learner.critic))
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)
+
+
 def test_the_actor_does_not_depend_on_the_features_being_cached(monkeypatch):
     trained = []
     for limit in (2**28, 0):

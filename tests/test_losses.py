@@ -508,6 +508,16 @@ def test_gaussian_regression_golden():
     close(regression.offsets, [12 + 4 * math.log(0.5 * math.sqrt(2 * math.pi))])
 
 
+def test_a_state_whose_weights_are_all_0_moves_no_mean():
+    actions, weights = torch.tensor([[[3.0]], [[2.0]]]), torch.tensor([[0.0], [1.0]])
+    regression = losses.gaussian_regression(actions, weights, 1.0)
+    means = torch.zeros(2, 1)
+    close(losses.gaussian_regression_loss_gradient(means, regression, 1.0), [[0.0], [-1.0]])
+    # of the other state 2^2 / 2 + log sqrt(2 pi), over two states
+    loss = losses.gaussian_regression_loss(means, regression, 1.0)
+    close(loss, (2 + math.log(math.sqrt(2 * math.pi))) / 2)
+
+
 @given(st.integers(1, 6), st.integers(1, 4), st.floats(0.1, 2.0), st.integers(0, 2**31))
 @settings(max_examples=50)
 def test_gaussian_regression_is_the_actor_loss(n, dims, std, seed):
