@@ -312,6 +312,30 @@ def test_environments_and_algorithms_are_never_mixed(tmp_path: Path) -> None:
     assert found[1].label == "PPO"
 
 
+def test_a_mapping_in_some_trials_is_a_setting(tmp_path: Path) -> None:
+    logged = {"dataset": "none/such-v0", "iterations": 2}
+    write_trial(tmp_path, 0, offline=None, env_config={})
+    write_trial(tmp_path, 1, offline=logged, env_config={}, seed=1)
+    write_trial(tmp_path, 2, offline=None, env_config={"healthy_reward": 0}, seed=2)
+    found = groups.group(trials.read([tmp_path]))
+    assert [len(cell.trials) for cell in found] == [1, 1, 1]
+    assert found[0].settings.keys() == {"env_config", "offline"}
+    assert logged in [
+        {key.split("/")[1]: value for key, value in cell.settings["offline"].items()}
+        for cell in found
+        if cell.settings["offline"]
+    ]
+
+
+def test_shorter_training_on_logged_data_is_left_out(tmp_path: Path) -> None:
+    logged = {"offline": {"dataset": "none/such-v0"}}
+    write_trial(tmp_path, 0, steps=0, **logged)
+    write_trial(tmp_path, 1, steps=0, returns=range(8), seed=1, **logged)
+    cell = only(groups.group(trials.read([tmp_path])))
+    assert [trial.seed for trial in cell.trials] == [1]
+    assert only(cell.others).reason == "ended at 4 iterations, others at 8"
+
+
 def test_logged_data_is_a_kind_of_its_own(tmp_path: Path) -> None:
     logged = {"offline": {"dataset": "none/such-v0", "num_episodes": 5}}
     write_trial(tmp_path, 0)
@@ -440,6 +464,17 @@ def test_human_normalized_over_games(tmp_path: Path) -> None:
     theirs = table.frame[table.frame.group == "SimPLe (paper)"].iloc[0]
     assert theirs["mean"] == pytest.approx(((16.4 - 1.7) / 28.8 + (12.8 + 20.7) / 35.3) / 2)
     assert tables.human_normalized([]) is None
+
+
+def test_a_game_by_two_names_is_in_the_table_twice(tmp_path: Path) -> None:
+    pong = {"env": "Atari100k", "env_config": {"game": "pong"}}
+    write_trial(tmp_path, 0, **pong, returns=[0, 0, 0, 14.6 - 1000])
+    write_trial(tmp_path, 1, env="ale_py:ALE/Pong-v5", returns=[0, 0, 0, -20.7 - 1000])
+    table = tables.human_normalized(groups.group(trials.read([tmp_path])))
+    assert table is not None
+    ours = table.frame[table.frame.seeds > 0]
+    assert sorted(ours.score_iqm) == pytest.approx([0, 1])
+    assert ours.group.nunique() == 2
 
 
 # --- What comes out ------------------------------------------------------------------------

@@ -37,6 +37,8 @@ NO_DIFFERENCE = (
 FIRST_KEYS = ("backup", "margin", "n_action_samples")
 """The axes of the paper's ablation, in its order; other keys come behind."""
 
+ABSENT = object()
+
 
 @dataclass
 class Group:
@@ -105,9 +107,9 @@ def group(trials: Iterable[Trial]) -> list[Group]:
         cells: dict[str, Group] = {}
         for trial in members:
             # Before its first result a trial's config is without the defaults.
-            if not all(key in trial.config for key in keys):
+            settings = {key: _setting(trial.config, key) for key in keys}
+            if ABSENT in settings.values():
                 continue
-            settings = {key: trial.config.get(key) for key in keys}
             cell = cells.setdefault(_text(settings), Group(algorithm, env, settings))
             cell.others.append(trial)
         for cell in cells.values():
@@ -124,32 +126,45 @@ def varying(trials: Sequence[Trial]) -> list[str]:
     """The config keys in which the trials differ, the paper's axes first.
 
     Of the trials with results: only their configs have the defaults, and a later release may have
-    added keys, which are no difference.
+    added keys, which are no difference. A mapping in some of them, as ``offline``, that is empty or
+    missing in others is one setting.
     """
     complete = [trial.config for trial in trials if len(trial.rows)]
     configs = complete or [trial.config for trial in trials]
-    shared = set.intersection(*map(set, configs))
-    keys = [
-        key
-        for key in sorted(shared)
-        if not key.startswith(NO_DIFFERENCE)
-        and "/_" not in key
-        and len({_text(config[key]) for config in configs}) > 1
-    ]
+    keys = []
+    for key in sorted(set().union(*configs)):
+        if key.startswith(NO_DIFFERENCE) or "/_" in key:
+            continue
+        values = [_setting(config, key) for config in configs]
+        if ABSENT not in values and len(set(map(_text, values))) > 1:
+            keys.append(key)
     return sorted(
         keys, key=lambda key: FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS)
     )
 
 
+def _setting(config: dict[str, Any], key: str) -> Any:
+    """The value of a key of a flat config, a mapping's as one; ``ABSENT`` without it."""
+    if key in config:
+        return config[key]
+    inside = {name: value for name, value in config.items() if name.startswith(f"{key}/")}
+    return inside or ABSENT
+
+
 def _choose(cell: Group) -> None:
     """Moves the trials that may be averaged from ``others`` to ``trials``."""
     finished = [trial for trial in cell.others if trial.status == FINISHED]
-    budget = max((trial.env_steps for trial in finished), default=0)
+    # On logged data alone no steps are taken.
+    spent = {
+        trial.folder: len(trial.rows) if trial.offline else trial.env_steps for trial in finished
+    }
+    budget = max(spent.values(), default=0)
     by_seed: dict[Any, Trial] = {}
     for trial in sorted(finished, key=lambda trial: trial.date):
         # A last iteration may be a few rows longer or shorter.
-        if trial.env_steps < 0.99 * budget:
-            trial.reason = f"ended at {trial.env_steps} steps, others at {budget}"
+        if spent[trial.folder] < 0.99 * budget:
+            unit = "iterations" if trial.offline else "steps"
+            trial.reason = f"ended at {spent[trial.folder]} {unit}, others at {budget}"
             continue
         key = trial.folder if trial.seed is None else trial.seed
         if key in by_seed:

@@ -192,6 +192,8 @@ def human_normalized(groups: Sequence[Group]) -> Table | None:
         scores = group.scores("evaluation_score")
         if group.task in paper.HUMAN and scores:
             key = group.label if group.settings else group.algorithm
+            if group.task in by_label[key]:  # the same game by another name, or on logged data
+                key += f" ({group.env}{', logged data' if group.offline else ''})"
             by_label[key][group.task] = [
                 paper.human_normalized(group.task, score) for score in scores
             ]
