@@ -68,6 +68,7 @@ class Collector:
         self._patience_s = patience_s
         self._number = 0
         self._under_way = False
+        self._refusals: list[str] = []  # of the round
 
     def begin(self, replay: SupervisedReplay, policy_version: int) -> None:
         """Starts a round that the next :meth:`complete` waits for."""
@@ -88,6 +89,7 @@ class Collector:
             result.metrics = replay.call("metrics")
             missing = steps_before + self._num_rows - num_steps(result.metrics)
             if missing <= 0:  # less if a worker that seemed lost had sent its rows
+                result.refusals = self._refusals
                 return result
             job = self._job(replay.actor, policy_version)
             if self._num_workers:
@@ -106,10 +108,12 @@ class Collector:
             local_env_runner=not self._num_workers,
         )
         self._raise_failures(outcomes)
+        self._note_refusals(outcomes)
 
     def end_round(self) -> None:
         """Lets the workers drop the rows of the round: the learner's view has them."""
         self._number += 1
+        self._refusals = []
 
     def abandon_round(self) -> None:
         """Waits for what is under way and forgets it."""
@@ -130,12 +134,17 @@ class Collector:
 
     def _take(self, outcomes: Sequence[Outcome], replay: SupervisedReplay, into: Round) -> None:
         self._raise_failures(outcomes)
+        self._note_refusals(outcomes)
         for outcome in outcomes:
             if isinstance(outcome, ReplayLost):
                 replay.replace(outcome.replay, outcome.reason)
             elif isinstance(outcome, Receipt):
                 into.blocked_s += outcome.blocked_s
-                into.refusals += outcome.refusals
+
+    def _note_refusals(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Receipt):
+                self._refusals += outcome.refusals
                 for refusal in outcome.refusals:
                     logger.warning("Refused rows: %s", refusal)
 

@@ -6,6 +6,7 @@ rollout workers --rows--> replay actor --new rows--> learner's view --weights-->
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -25,6 +26,7 @@ from ray.actor import ActorHandle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.env.env_context import EnvContext
+from ray.rllib.models import MODEL_DEFAULTS
 from ray.rllib.policy.policy import Policy
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.annotations import override
@@ -51,7 +53,7 @@ from qwr_rllib.networks import ACTIVATIONS
 from qwr_rllib.offline import OfflineConfig, load
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
 from qwr_rllib.replay.actor import ReplayActor
-from qwr_rllib.replay.storage import ReplayStorage, memory_bytes
+from qwr_rllib.replay.storage import ReplayStorage, check_arrays, memory_bytes
 from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.versions import versions
@@ -256,8 +258,13 @@ class QWRConfig(AlgorithmConfig):
         ):
             _require_number(name, getattr(self, name), low, high, whole=True)
         _require_number("max_refused_fraction", self.max_refused_fraction, 0, 1)
-        if not (isinstance(self.action_std, (int, float)) and 0 < self.action_std < float("inf")):
-            raise ValueError(f"action_std must be a number > 0, got {self.action_std!r}")
+        for name in ("action_std", "reward_clip"):
+            value = getattr(self, name)
+            if value is None and name == "reward_clip":
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not (number and 0 < value < float("inf")):
+                raise ValueError(f"{name} must be a number > 0, got {value!r}")
         for name in ("normalize_observations", "critic_post_gate_layer", "overlap_sampling"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -265,8 +272,6 @@ class QWRConfig(AlgorithmConfig):
             if getattr(self, name) != "auto":
                 _require_number(name, getattr(self, name), 1, None, whole=True)
         self.offline_config()
-        if self.reward_clip is not None:
-            _require_number("reward_clip", self.reward_clip, 0, None)
         if self.env == ATARI:
             atari_config(self.env_config)
         if self.overlap_sampling and not self.num_env_runners and not self.in_evaluation:
@@ -299,13 +304,34 @@ class QWRConfig(AlgorithmConfig):
             )
         if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
             raise ValueError(f"batch_mode must be 'truncate_episodes', got {self.batch_mode!r}")
+        if self.exploration_config != {"type": "StochasticSampling"}:
+            raise ValueError(
+                "exploration_config has no effect, action_std is the noise; "
+                f"got {self.exploration_config!r}"
+            )
+        if self.is_multi_agent:
+            raise ValueError(f"policies must be one policy, got {sorted(self.policies)}")
+        if self.compress_observations:
+            raise ValueError("compress_observations must be false: the replay keeps arrays")
+        known = MODEL_DEFAULTS.keys()
+        for name in self.model.keys() - known:
+            raise ValueError(f"unknown key model.{name}{did_you_mean(name, known)}")
+        for name in ("use_lstm", "use_attention", "custom_model", "custom_action_dist"):
+            if self.model.get(name):
+                raise ValueError(f"model.{name} has no effect here, got {self.model[name]!r}")
         for name in ("fcnet_hiddens", "post_fcnet_hiddens"):
             widths = self.model.get(name)
             if name == "post_fcnet_hiddens" and not widths:
                 continue  # RLlib's default, for which the networks have their own
-            if not widths or not all(isinstance(width, int) and width > 0 for width in widths):
+            if not (isinstance(widths, (list, tuple)) and widths and all(map(_is_size, widths))):
                 raise ValueError(f"model.{name} must be a list of integers > 0, got {widths!r}")
-        if self.model.get("fcnet_activation") not in ACTIVATIONS:
+        filters = self.model.get("conv_filters")
+        if filters and not (isinstance(filters, (list, tuple)) and all(map(_is_layer, filters))):
+            raise ValueError(
+                "model.conv_filters must be a list of [filters, kernel, stride], integers > 0 (the "
+                f"kernel also [height, width]), got {filters!r}"
+            )
+        if self.model.get("fcnet_activation") not in list(ACTIVATIONS):
             raise ValueError(
                 f"model.fcnet_activation must be one of {', '.join(ACTIVATIONS)}, "
                 f"got {self.model.get('fcnet_activation')!r}"
@@ -315,12 +341,13 @@ class QWRConfig(AlgorithmConfig):
         super().validate()
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Checks that there are networks for an environment's spaces.
+        """Checks that there are networks and a learner for an environment's spaces.
 
         Raises:
             ValueError: naming the space.
         """
-        networks_of(spec_of(observation_space, action_space, frame_stack_of(self)), self)
+        spec = spec_of(observation_space, action_space, frame_stack_of(self))
+        Learner(networks_of(spec, self), dataclasses.replace(learner_config(self), compile=False))
 
     def offline_config(self) -> OfflineConfig | None:
         """The checked ``offline``; ``None`` where all data is collected.
@@ -367,6 +394,19 @@ class QWRConfig(AlgorithmConfig):
         return self.n_interactions // envs
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_layer(value: Any) -> bool:
+    """Whether it is filters, kernel and stride of a convolution."""
+    if not (isinstance(value, (list, tuple)) and len(value) == 3):
+        return False
+    filters, kernel, stride = value
+    sizes = kernel if isinstance(kernel, (list, tuple)) and len(kernel) == 2 else [kernel]
+    return all(map(_is_size, [filters, *sizes, stride]))
+
+
 def _require_number(
     name: str, value: Any, low: float, high: float | None, whole: bool = False
 ) -> None:
@@ -376,6 +416,12 @@ def _require_number(
         kind = "an integer" if whole else "a number"
         limits = f">= {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name} must be {kind} {limits}, got {value!r}")
+
+
+def _num_cpus() -> int:
+    """CPUs that this process may use; macOS and Windows cannot tell them from all."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 class QWR(Algorithm):
@@ -401,7 +447,7 @@ class QWR(Algorithm):
             threads = int(config.num_cpus_for_main_process + runners)
         else:
             threads = config.learner_threads
-        threads = max(1, min(threads, len(os.sched_getaffinity(0))))
+        threads = max(1, min(threads, _num_cpus()))
         # Images have operations that are large enough to be shared. Of small ones threads make a
         # barrier every 100 microseconds, which stalls where a core has other work to do as well.
         torch.set_num_threads(threads if policy.spec.image else 1)
@@ -425,6 +471,7 @@ class QWR(Algorithm):
         self._versions = versions()
         self._offline = config.offline_config()
         self._num_rows_offline = 0  # of those inserted into the replay
+        self._replay_to_load: dict[str, np.ndarray] = {}
         # Without Tune, the folder of the results is what names a run.
         trial = self.trial_name if self.trial_id != "default" else Path(self.logdir).name
         self._run_metrics = RunMetrics(trial, str(config.env))
@@ -560,10 +607,11 @@ class QWR(Algorithm):
             "num_rows_refused_lifetime", 0
         )
         if refused > self.config.max_refused_fraction * self.config.n_interactions:
+            last = collected.refusals[-1] if collected.refusals else "of a worker that is lost"
             raise RefusedRowsError(
                 f"{refused} of {num_steps(collected.metrics) - self._num_steps_in_view} rows were "
                 f"refused, more than max_refused_fraction {self.config.max_refused_fraction} "
-                f"allows; the log names each, the last is: {collected.refusals[-1]}"
+                f"allows; the log names each, the last is: {last}"
             )
 
     def _update_view(self) -> None:
@@ -619,13 +667,14 @@ class QWR(Algorithm):
         """Restores everything, the replay too.
 
         Raises:
-            ValueError: if the checkpoint is missing or incomplete, or of another environment or
-                network; nothing is restored then.
+            ValueError: if the checkpoint is missing or incomplete, or of another environment,
+                network or first discount; nothing is restored then.
         """
         with _whole(Path(checkpoint_dir)):
-            arrays = _read_replay(Path(checkpoint_dir))
-            super().load_checkpoint(checkpoint_dir)
-        self._load_replay(arrays)
+            self._replay_to_load = _read_replay(Path(checkpoint_dir))
+            super().load_checkpoint(checkpoint_dir)  # checks it, too, before it changes anything
+        self._load_replay(self._replay_to_load)
+        self._replay_to_load = {}
 
     @classmethod
     @override(Algorithm)
@@ -676,9 +725,19 @@ class QWR(Algorithm):
         torch.set_rng_state(states["torch"])
 
     def _check_compatible(self, state: dict[str, Any]) -> None:
-        env = state["config"]["env"]
-        if env != self.config.env:
-            raise ValueError(f"the checkpoint is of environment {env!r}, not {self.config.env!r}")
+        # A class of a script is another object in the script's next run.
+        env, own_env = (
+            getattr(env, "__qualname__", env) for env in (state["config"]["env"], self.config.env)
+        )
+        if env != own_env:
+            raise ValueError(f"the checkpoint is of environment {env!r}, not {own_env!r}")
+        config = self.learner.config
+        first = dataclasses.replace(config, gamma=state["config"]["gamma"]).gamma_at(0)
+        if first != config.gamma_at(0):
+            raise ValueError(
+                f"gamma must begin with the checkpoint's, {first}, which scales its critic's head; "
+                f"got {config.gamma!r}"
+            )
         saved = state["worker"]["policy_states"][DEFAULT_POLICY_ID]["learner"]["networks"]
         own = self.learner.networks.state_dict()
         for name in sorted(saved.keys() | own.keys()):
@@ -690,6 +749,8 @@ class QWR(Algorithm):
                     f"the checkpoint is of another network: {name} has shape {shapes[0]} there "
                     f"and {shapes[1]} here"
                 )
+        if self._replay_to_load:
+            check_arrays(self.view.spec, self._replay_to_load)
 
     @override(Algorithm)
     def reset_config(self, new_config: dict[str, Any]) -> bool:

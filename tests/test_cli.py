@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +21,7 @@ from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 
 from qwr_rllib.cli import qwr, rllib
+from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
 from qwr_rllib.cli.progress import row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
@@ -232,6 +234,31 @@ def test_grid_is_counted_and_scientific_notation_is_a_number(tmp_path: Path) -> 
     assert experiment.num_trials == 6
 
 
+def test_tune_is_given_our_defaults_to_resume_with(tmp_path: Path) -> None:
+    spec = {"run": "AWR", "env": "Pendulum-v1", "config": {"beta": 2.0, "gamma": 0.9}}
+    experiment = check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
+    given = experiment.tune_spec["config"]
+    names = ("beta", "gamma", "margin", "replay_capacity", "grad_clip")
+    assert [given[name] for name in names] == [2.0, 0.9, 60, 5000, 50.0]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"frame_stack": {"grid_search": [1, 4]}}, "frame_stack"),
+        ({"n_action_samples": "all"}, "n_action_samples must be an integer >= 1"),
+        ({"model": {"fcnet_hidden": [64]}}, "did you mean 'fcnet_hiddens'"),
+        ({"env_config": 3}, "env_config must be a mapping, got 3"),
+    ],
+)
+def test_every_point_is_checked_against_the_spaces(
+    tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    spec = {"run": "QWR", "env": "Pendulum-v1", "config": config}
+    with pytest.raises(ConfigError, match=message):
+        check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
+
+
 def test_a_gpu_is_taken_where_there_is_one(tmp_path: Path) -> None:
     def checked(num_gpus: object) -> Experiment:
         spec = {"run": "QWR", "env": "Pendulum-v1", "config": {"num_gpus": num_gpus}}
@@ -436,6 +463,7 @@ def test_evaluate_refuses(project: Path, trained: Path) -> None:
     wrong_env = invoke("evaluate", trained, *file, "--env", "Pendulum-v1")
     assert_refused_after_choice(wrong_env, "observation_space", "Pendulum-v1")
     assert_refused(invoke("evaluate", trained, *file, "--out", "episodes.xls"), "episodes.xls")
+    assert_refused(invoke("evaluate", trained, *file, "--out", "no/such/a.csv"), "no such folder")
     [checkpoint, *_] = trained.glob("QWR_*/checkpoint_*")
     state = checkpoint / "policies" / "default_policy" / "policy_state.pkl"
     state.write_bytes(state.read_bytes()[:1000])

@@ -3,19 +3,23 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import ray
 import torch
+from gymnasium.envs.classic_control import PendulumEnv
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.policy.policy import Policy
 from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.collection import Collector
 from qwr_rllib.learner import Learner
 from qwr_rllib.qwr import RefusedRowsError
+from qwr_rllib.replay.actor import Receipt
 
 SMALL = {
     "n_interactions": 200,
@@ -365,8 +369,63 @@ def test_a_checkpoint_of_something_else_is_refused(build, tmp_path):
     other = build(critic_post_gate_layer=True)
     with pytest.raises(ValueError, match=r"another network: critic.post.0.bias has shape None"):
         other.restore(str(tmp_path))
+    message = r"gamma must begin with the checkpoint's, 0.99, .* got 0.9"
+    with pytest.raises(ValueError, match=message):
+        build(gamma=0.9).restore(str(tmp_path))
+    build(gamma=[[0, 0.99], [400, 0.995]]).restore(str(tmp_path))
     with pytest.raises(ValueError, match="there is no checkpoint at"):
         QWR.from_checkpoint(tmp_path / "nowhere")
+
+
+def test_an_environment_class_is_known_by_its_name(build, tmp_path):
+    def environment():
+        class Own(PendulumEnv):
+            def __init__(self, config):
+                super().__init__()
+
+        return Own
+
+    algo = build(environment())
+    algo.train()
+    algo.save(str(tmp_path))
+    # As the class of a script is in the script's next run.
+    build(environment()).restore(str(tmp_path))
+
+
+def test_a_replay_of_other_rows_is_refused_whole(build, tmp_path):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    with np.load(tmp_path / "replay.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    arrays["column_obs"] = arrays["column_obs"][:, :2]
+    np.savez(tmp_path / "replay.npz", **arrays)
+    other = build(gamma=[[0, 0.99], [1, 0.995]])
+    before = weights(other)
+    message = r"obs must be float32 \(3,\) per row, .* float32 \(2,\) for 202 slots"
+    with pytest.raises(ValueError, match=message):
+        other.restore(str(tmp_path))
+    assert_equal(weights(other), before)
+
+
+class Workers:
+    """A group of rollout workers whose every answer is a refusal."""
+
+    def foreach_env_runner(self, job, **_):
+        return [Receipt(0, ["worker 1, episode 3: rewards must be finite"])]
+
+
+def test_what_is_refused_when_it_is_sent_again_is_named():
+    collector = Collector(Workers(), 1, 10, lambda: None, 0)
+    replay = SimpleNamespace(
+        call=lambda _: {"num_rows_inserted_lifetime": 0, "num_rows_refused_lifetime": 10}
+    )
+    collector.resend(None)
+    assert collector.complete(replay, 0, 0).refusals == [
+        "worker 1, episode 3: rewards must be finite"
+    ]
+    collector.end_round()
+    assert collector.complete(replay, 0, 0).refusals == []
 
 
 def test_the_replay_file_is_plain_arrays(build, tmp_path):
@@ -415,6 +474,14 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"lr": 3e-4}, "lr has no effect, set critic_lr and actor_lr; got 0.0003"),
         ({"model": {"fcnet_hiddens": []}}, "model.fcnet_hiddens must be a list of integers"),
         ({"model": {"fcnet_activation": "cube"}}, "model.fcnet_activation must be one of relu"),
+        ({"model": {"fcnet_activation": ["relu"]}}, "model.fcnet_activation must be one of relu"),
+        ({"model": {"fcnet_hiddens": 64}}, "model.fcnet_hiddens must be a list .* got 64"),
+        ({"model": {"fcnet_hidden": [64]}},
+         "unknown key model.fcnet_hidden; did you mean 'fcnet_hiddens'"),
+        ({"model": {"use_lstm": True}}, "model.use_lstm has no effect here, got True"),
+        ({"model": {"conv_filters": [[16, 8]]}}, r"model.conv_filters .* got \[\[16, 8\]\]"),
+        ({"reward_clip": 0}, "reward_clip must be a number > 0, got 0"),
+        ({"action_std": True}, "action_std must be a number > 0, got True"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_named(training, message):
@@ -444,6 +511,19 @@ def test_threads_share_chunks_of_vectors_and_not_operations(monkeypatch):
     finally:
         algo.stop()
         torch.set_num_threads(threads)
+
+
+def test_settings_of_rllib_without_effect_are_refused():
+    config = QWRConfig().environment("Pendulum-v1")
+    config.env_runners(exploration_config={"type": "EpsilonGreedy"})
+    with pytest.raises(ValueError, match=r"exploration_config has no effect.* got \{'type'"):
+        config.validate()
+    config = QWRConfig().environment("Pendulum-v1").env_runners(compress_observations=True)
+    with pytest.raises(ValueError, match="compress_observations must be false"):
+        config.validate()
+    config = QWRConfig().environment("Pendulum-v1").multi_agent(policies={"a", "b"})
+    with pytest.raises(ValueError, match=r"policies must be one policy, got \['a', 'b'\]"):
+        config.validate()
 
 
 def test_overlapping_needs_a_rollout_worker():

@@ -115,6 +115,11 @@ def test_the_command(tmp_path):
 
 
 def test_bad_options():
-    for arguments in (["--share", "2"], ["--seeds", "0"], ["--csv", "/nowhere/at/all.csv"]):
+    for arguments in (
+        ["--share", "2"],
+        ["--seeds", "0"],
+        ["--csv", "/nowhere/at/all.csv"],
+        ["--plot", "picture.docs"],
+    ):
         result = CliRunner().invoke(qwr, ["theorem", *arguments])
         assert result.exit_code == 2, result.output

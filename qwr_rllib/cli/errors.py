@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,3 +25,13 @@ def check_keys(keys: Collection[Any], known: Collection[str], where: str) -> Non
     for key in keys:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}{did_you_mean(str(key), known)}")
+
+
+def require_folder_of(path: Path | None) -> None:
+    """Before long work: that there is a folder to write the file ``path`` into, if one is given.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if path and not path.resolve().parent.is_dir():
+        raise ConfigError(f"cannot write {path}: no such folder")

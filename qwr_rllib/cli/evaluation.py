@@ -32,7 +32,7 @@ from ray.rllib.utils.policy import local_policy_inference
 from rich.console import Console
 from rich.table import Table
 
-from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.cli.errors import ConfigError, require_folder_of
 from qwr_rllib.cli.experiments import make_env, read_file
 from qwr_rllib.cli.options import with_options
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
@@ -323,6 +323,7 @@ def evaluate(
     """
     if out and out.suffix not in (".json", ".csv"):
         raise ConfigError(f"--out: expected a .json or .csv file, got {out}")
+    require_folder_of(out)
     console = Console()
     found, algorithm, config, agent, made = opened(
         console, checkpoint, algo, env, modules_file, render=video is not None

@@ -274,6 +274,7 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
     config = with_spaces(_mapping(spec, "config", name), f"{name}: config")
     env = overrides.env or spec.get("env") or config.get("env")
     config |= {"env": env} if env else {}
+    _mapping(config, "env_config", f"{name}: config")
     gpu_if_any = config.get("num_gpus") == "auto"
     config |= {"num_gpus": 0} if gpu_if_any else {}
     config |= {"log_level": overrides.log_level} if overrides.log_level else {}
@@ -304,13 +305,22 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
     sweep.make_searcher(config)
     tune_spec = {key: value for key, value in spec.items() if key in TUNE_KEYS} | {
         "run": algorithm,
-        "config": config,
+        "config": _own_defaults(algorithm) | config,
         "stop": stop,
         "checkpoint_config": checkpoint_config,
         "storage_path": storage_path,
     }
     num_trials = num_variants * max(1, spec.get("num_samples", 1))
     return Experiment(name, stop, storage_path, resources, num_trials, tune_spec, sweep, gpu_if_any)
+
+
+def _own_defaults(algorithm: type[Algorithm]) -> dict[str, Any]:
+    """Of QWR's settings: a trial that is resumed by a later release keeps those it began with."""
+    defaults = algorithm.get_default_config()
+    if not isinstance(defaults, QWRConfig):
+        return {}
+    inherited = AlgorithmConfig().to_dict().keys() - {"gamma", "grad_clip"}
+    return {key: value for key, value in defaults.to_dict().items() if key not in inherited}
 
 
 def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -329,7 +339,8 @@ def _check_variants(
         What the most demanding trial needs, and the number of points.
     """
     resources: dict[str, float] = {}
-    made: set[str] = set()
+    envs: dict[str, Any] = {}
+    read: set[str] = set()
     num_variants = 0
     where = name
     try:
@@ -342,23 +353,29 @@ def _check_variants(
             assert isinstance(request, PlacementGroupFactory)
             for key, amount in request.required_resources.items():
                 resources[key] = max(amount, resources.get(key, 0))
-            data = getattr(checked, "offline", None)
-            if (env := f"{checked.env} {checked.env_config} {data}") not in made and checked.env:
-                made.add(env)
-                _check_env(algorithm, checked)
+            place = f"{checked.env} {checked.env_config}"
+            if checked.env and place not in envs:
+                envs[place] = make_env(algorithm, checked)
+            if checked.env and isinstance(checked, QWRConfig):
+                _check_env(checked, envs[place], read)
     except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f"{where}: config: {error}") from error
+    finally:
+        for made in envs.values():
+            made.close()
     return resources, num_variants
 
 
-def _check_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> None:
-    env = make_env(algorithm, config)
-    if isinstance(config, QWRConfig):
-        config.check_spaces(env.observation_space, env.action_space)
+def _check_env(config: QWRConfig, env: Any, read: set[str]) -> None:
+    """Checks spaces and logged data; ``read`` are those of which this is known."""
+    config.check_spaces(env.observation_space, env.action_space)
+    decides = "env env_config offline replay_capacity margin frame_stack reward_clip"
+    data = str([getattr(config, name) for name in [*decides.split(), "normalize_actions"]])
+    if data not in read:
+        read.add(data)
         config.load_offline(env)  # all of it: what is wrong with logged data is known first
-    env.close()
 
 
 def _check_config(

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.cli.errors import ConfigError, require_folder_of
 from qwr_rllib.theorem import Outcome, Trial, run_trial, trials
 
 KINDS = {True: "discrete", False: "Gaussian"}
@@ -49,10 +49,9 @@ def theorem(
     of the states has two. No Ray is started; docs/theorem.md says what is seen.
     """
     if plot:
-        _require_matplotlib()
-    for path in (csv_path, plot):
-        if path and not path.resolve().parent.is_dir():
-            raise ConfigError(f"cannot write {path}: no such folder")
+        _require_drawable(plot)
+    require_folder_of(csv_path)
+    require_folder_of(plot)
     torch.set_num_threads(1)  # The networks are small: threads would wait for each other.
     console = Console()
     planned = trials(
@@ -67,11 +66,14 @@ def theorem(
         draw(plot, outcomes)
 
 
-def _require_matplotlib() -> None:
+def _require_drawable(plot: Path) -> None:
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ConfigError("--plot needs matplotlib: pip install 'qwr-rllib[report]'") from error
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if plot.suffix[1:].lower() not in known:
+        raise ConfigError(f"--plot: expected a file of type {', '.join(known)}, got {plot}")
 
 
 def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:

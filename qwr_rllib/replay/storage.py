@@ -360,10 +360,7 @@ class ReplayStorage:
             ValueError: if an array is missing, has another shape or dtype, or contradicts the
                 others; nothing is loaded then.
         """
-        try:
-            self._check_arrays(arrays)
-        except KeyError as error:
-            raise ValueError(f"the replay's file lacks the array {error}") from None
+        check_arrays(self.spec, arrays)
         saved_capacity = int(arrays["counters"][0])
         if saved_capacity != self.capacity:
             self._load_resized(saved_capacity, arrays)
@@ -384,35 +381,6 @@ class ReplayStorage:
             self._latest[episode] = key
             self.num_rows += rows
         _, self.num_rows_inserted_lifetime, self._next_key = arrays["counters"].tolist()
-
-    def _check_arrays(self, arrays: Mapping[str, Any]) -> None:
-        slots, free = arrays["slots"], arrays["free"]
-        for name, own in self.columns.items():
-            column = arrays[f"column_{name}"]
-            if column.shape != (len(slots), *own.shape[1:]) or column.dtype != own.dtype:
-                raise ValueError(
-                    f"{name} must be {own.dtype} {own.shape[1:]} per row, the replay's file has "
-                    f"{column.dtype} {column.shape[1:]} for {len(slots)} slots"
-                )
-        kind = arrays["column_kind"]
-        following, preceding = arrays["column_next"], arrays["column_prev"]
-        table, own_slots = arrays["trajectories"], arrays["trajectory_slots"]
-        held = len(slots) + len(free)
-        consistent = (
-            arrays["counters"].shape == (3,)
-            and held == num_slots(int(arrays["counters"][0]))
-            and np.array_equal(np.sort(np.append(slots, free)), np.arange(held))
-            and all(((links >= 0) & (links < held)).all() for links in (following, preceding))
-            and table.shape[1:] == (7,)
-            and table[:, 2:4].sum() == len(own_slots)
-            and table[:, 3].sum() == (kind == Slot.ROW).sum()
-            and np.array_equal(np.sort(own_slots), np.sort(slots[kind != Slot.TAIL]))
-            and np.array_equal(
-                np.sort(table[table[:, 4] >= 0, 4]), np.sort(slots[kind == Slot.TAIL])
-            )
-        )
-        if not consistent:
-            raise ValueError("the arrays of the replay's file contradict each other")
 
     def _load_resized(self, saved_capacity: int, arrays: Mapping[str, Any]) -> None:
         saved = ReplayStorage(self.spec, saved_capacity)
@@ -454,6 +422,46 @@ def _all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
         "policy_version": ((), np.dtype("int32")),  # actor updates of the policy that collected it
     }
+
+
+def check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
+    """Checks what :meth:`ReplayStorage.load` is to take.
+
+    Raises:
+        ValueError: if an array is missing, has another shape or dtype, or contradicts the others.
+    """
+    try:
+        _check_arrays(spec, arrays)
+    except KeyError as error:
+        raise ValueError(f"the replay's file lacks the array {error}") from None
+
+
+def _check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
+    slots, free = arrays["slots"], arrays["free"]
+    for name, (shape, dtype) in _all_columns(spec).items():
+        column = arrays[f"column_{name}"]
+        if column.shape != (len(slots), *shape) or column.dtype != dtype:
+            raise ValueError(
+                f"{name} must be {dtype} {shape} per row, the replay's file has "
+                f"{column.dtype} {column.shape[1:]} for {len(slots)} slots"
+            )
+    kind = arrays["column_kind"]
+    following, preceding = arrays["column_next"], arrays["column_prev"]
+    table, own_slots = arrays["trajectories"], arrays["trajectory_slots"]
+    held = len(slots) + len(free)
+    consistent = (
+        arrays["counters"].shape == (3,)
+        and held == num_slots(int(arrays["counters"][0]))
+        and np.array_equal(np.sort(np.append(slots, free)), np.arange(held))
+        and all(((links >= 0) & (links < held)).all() for links in (following, preceding))
+        and table.shape[1:] == (7,)
+        and table[:, 2:4].sum() == len(own_slots)
+        and table[:, 3].sum() == (kind == Slot.ROW).sum()
+        and np.array_equal(np.sort(own_slots), np.sort(slots[kind != Slot.TAIL]))
+        and np.array_equal(np.sort(table[table[:, 4] >= 0, 4]), np.sort(slots[kind == Slot.TAIL]))
+    )
+    if not consistent:
+        raise ValueError("the arrays of the replay's file contradict each other")
 
 
 def memory_bytes(spec: Spec, capacity: int) -> int:
