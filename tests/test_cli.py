@@ -16,7 +16,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import ray
+import torch
 from click.testing import CliRunner, Result
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 
@@ -455,6 +457,35 @@ def test_evaluate_stops_after_steps_and_writes_csv(
     lines = out.read_text().splitlines()
     assert lines[0] == "episode,seed,episode_return,length"
     assert len(lines) == 3  # The second episode, of 20 steps too, is played to its end.
+
+
+def test_evaluate_of_the_new_api_stack(tmp_path: Path) -> None:
+    config = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=0)
+    config.training(train_batch_size=64, minibatch_size=32, num_epochs=1)
+    config.learners(num_learners=0)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        algo = config.build_algo()
+        algo.train()
+        algo.save(str(tmp_path / "checkpoint"))
+        module = algo.get_module()
+        algo.stop()
+    finally:
+        ray.shutdown()
+    out = tmp_path / "episodes.json"
+    result = invoke("evaluate", tmp_path / "checkpoint", "--episodes", 2, "--seed", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+
+    env = gym.make("CartPole-v1")
+    for number, episode in enumerate(json.loads(out.read_text())["episodes"]):
+        observation, _ = env.reset(seed=3 + number)
+        total, over = 0.0, False
+        while not over:
+            outputs = module.forward_inference({"obs": torch.from_numpy(observation)[None]})
+            action = outputs["action_dist_inputs"].argmax().item()
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + float(reward), terminated or truncated
+        assert episode["episode_return"] == total
 
 
 def test_evaluate_refuses(project: Path, trained: Path) -> None:

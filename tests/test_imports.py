@@ -18,9 +18,9 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-def run(code: str) -> subprocess.CompletedProcess:
+def run(code: str, before: str = WITHOUT_RAY) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", WITHOUT_RAY + code], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", before + code], capture_output=True, text=True, timeout=300
     )
 
 
@@ -29,7 +29,8 @@ def test_the_learner_needs_no_ray_and_the_formulas_nothing_of_ours():
 for name in "specs", "losses":
     importlib.import_module(f"qwr_rllib.{name}")
     print(*sorted(each for each in sys.modules if each.startswith("qwr_rllib.")))
-for name in "networks", "gradients", "learner", "replay.storage", "replay.view", "replay.refill":
+names = "networks", "gradients", "kernels", "learner", "theorem"
+for name in *names, "replay.storage", "replay.view", "replay.refill":
     importlib.import_module(f"qwr_rllib.{name}")
 """)
     assert result.returncode == 0, result.stderr
@@ -39,4 +40,11 @@ for name in "networks", "gradients", "learner", "replay.storage", "replay.view",
 def test_the_algorithm_needs_ray():
     result = run("from qwr_rllib import QWR")
     assert result.returncode == 1
-    assert "ImportError" in result.stderr or "No module named 'ray" in result.stderr
+    assert "cannot import name 'QWR'" in result.stderr
+
+
+def test_what_else_is_missing_is_named():
+    code = WITHOUT_RAY.replace('("ray", "gymnasium")', '("gymnasium",)')
+    result = run("import qwr_rllib", code)
+    assert result.returncode == 1
+    assert "No module named 'gymnasium'" in result.stderr

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import io
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ def weights(module):
     return parameters_to_vector(module.parameters()).detach().clone()
 
 
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
+def test_the_losses_of_a_minibatch_are_those_of_its_step(spec):
+    learner, view = scripted(spec, n_critic_steps=1, n_actor_steps=1)
+    critic_loss, actor_loss = learner.losses(view, view.script[:16])
+    # The actor first: its weights are from the critic as it is.
+    assert learner.train_actor(view)["actor_loss"] == pytest.approx(actor_loss.item(), rel=1e-4)
+    view.position = 0
+    assert learner.train_critic(view)["critic_loss"] == pytest.approx(critic_loss.item(), rel=1e-4)
+
+
 # Against Algorithm 2, step by step
 
 
@@ -129,7 +140,7 @@ class PlainQWR:
         self.data = {each.episode: each for each in fragments}
         self.drawn = iter(view.columns["obs"][view.script].flatten(1)[:, :2].int().tolist())
         self.critic_losses, self.targets, self.q_values = [], [], []
-        self.actor_losses, self.used_weights = [], []
+        self.actor_losses, self.used_weights, self.used_probs = [], [], []
 
     def minibatch(self):
         return [next(self.drawn) for _ in range(self.config.train_batch_size)]
@@ -248,6 +259,7 @@ class PlainQWR:
             self.step(adam, actor, loss)
             self.actor_losses.append(loss.item())
             self.used_weights.append(weights)
+            self.used_probs.append(probs)
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
@@ -258,11 +270,12 @@ class PlainQWR:
         {"backup": "max", "margin": 1, "advantage_scaling": "none", "beta": 0.5},
         {"backup": "mean", "margin": 5, "lambda_": 0.6, "grad_clip": None, "max_weight": 1.2},
         {"backup_temperature": 0.2, "margin": 2, "grad_clip": 0.05, "adam_epsilon": 1e-3},
-        {"q_spread": "std", "margin": 1, "advantage_scaling": "minibatch"},
-        {"q_spread": "abs", "backup_temperature": 0.3, "advantage_scaling": "state"},
+        {"q_spread": "std", "margin": 2},
+        {"q_spread": "abs", "backup_temperature": 0.3, "margin": 3, "advantage_scaling": "state"},
+        {"q_spread": "none", "backup_temperature": 0.3, "advantage_scaling": "median"},
         {"compile": False},
     ],
-    ids=["defaults", "max", "mean", "clipped", "std", "abs", "not compiled"],
+    ids=["defaults", "max", "mean", "clipped", "std", "abs", "none", "not compiled"],
 )
 def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
     monkeypatch.setattr(learner_module, "MAX_TILE", 4)  # several tiles, the last one not whole
@@ -288,9 +301,24 @@ def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
     assert metrics["weight_max"] == pytest.approx(used.max().item(), rel=1e-3)
     clipped = (used >= learner.config.max_weight - 1e-6).float().mean().item()
     assert metrics["weight_clip_fraction"] == pytest.approx(clipped, abs=1e-3)
-    if not spec.discrete:
-        ess = (used.sum(-1) ** 2 / (used**2).sum(-1)).mean().item()
-        assert metrics["weight_ess"] == pytest.approx(ess, rel=1e-3)
+    probs = torch.stack(plain.used_probs)
+    total, squares = (probs * used).sum(-1), (probs * used**2).sum(-1)
+    ess = (used.shape[-1] * total**2 / squares).mean().item()
+    assert metrics["weight_ess"] == pytest.approx(ess, rel=1e-3)
+
+
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a compiler")
+def test_training_by_torch_compile_is_algorithm_2():
+    learner, view = scripted(CONTINUOUS, compile=True)
+    plain = PlainQWR(learner, view, episodes(CONTINUOUS))
+    learner.train(view)
+    plain.train_critic()
+    plain.train_actor()
+    for module, reference in (
+        (learner.critic, plain.networks.critic),
+        (learner.actor, plain.networks.actor),
+    ):
+        torch.testing.assert_close(weights(module), weights(reference), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
@@ -384,9 +412,10 @@ def test_the_actor_does_not_depend_on_the_length_of_a_chunk():
 
 def test_a_target_synced_rarely_is_that_of_long_chunks(monkeypatch):
     trained = []
-    for steps in (100, 3):
+    for steps, chunks in ((100, [8, 4]), (3, [3, 3, 2, 3, 1])):
         monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", steps)
         learner, view = scripted(CONTINUOUS, n_critic_steps=12, target_update_freq=8)
+        assert learner._chunks(12, 0) == chunks
         learner.train_critic(view)
         assert learner.num_target_updates == 2
         trained.append(weights(learner.critic))
@@ -396,8 +425,9 @@ def test_a_target_synced_rarely_is_that_of_long_chunks(monkeypatch):
 def test_the_actor_does_not_depend_on_the_features_being_cached(monkeypatch):
     trained = []
     for limit in (2**28, 0):
-        monkeypatch.setattr(learner_module, "MAX_CACHED_FEATURES_BYTES", limit, raising=False)
+        monkeypatch.setattr(learner_module, "MAX_CACHED_FEATURES_BYTES", limit)
         learner, view = scripted(CONTINUOUS)
+        assert (learner._all_features(view) is None) == (limit == 0)
         learner.train_actor(view)
         trained.append(weights(learner.actor))
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)

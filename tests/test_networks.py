@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from qwr_rllib import losses
 from qwr_rllib.networks import (
@@ -310,8 +311,11 @@ def test_actor_and_critic_share_no_weights():
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu"])
 def test_activations(activation):
-    networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8), activation=activation)
-    assert networks.behaviour(torch.randn(4, 3)).shape == (4, 2)
+    networks = QWRNetworks(CONTINUOUS, hiddens=(8,), activation=activation)
+    obs = torch.randn(4, 3)
+    (layer,) = (each for each in networks.actor.body.modules() if isinstance(each, nn.Linear))
+    hidden = getattr(functional, activation)(layer(networks.normalize(obs)))
+    torch.testing.assert_close(networks.behaviour(obs), networks.actor.head(hidden))
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,6 @@ def test_a_path_and_the_first_episodes(tmp_path):
 
 def test_trajectories_shorter_than_the_margin_are_named_and_taken(caplog):
     with caplog.at_level(logging.WARNING, logger="ray.rllib.qwr"):
-        logging.getLogger("ray").propagate = logging.getLogger("ray.rllib").propagate = True
         storage = loaded(write([episode(0, 5), episode(1, 2)]), margin=3)
     assert storage.num_rows == 7
     assert "1 of 2 trajectories" in caplog.text

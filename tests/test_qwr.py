@@ -1,5 +1,6 @@
 """The Algorithm on a real local Ray: counts, determinism, checkpoints, failures, bad input."""
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -12,7 +13,9 @@ import ray
 import torch
 from gymnasium.envs.classic_control import PendulumEnv
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.policy.policy import Policy
+from ray.rllib.policy.sample_batch import convert_ma_batch_to_sample_batch
 from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
@@ -177,7 +180,7 @@ class Matrices(gym.Env):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _registered(local_ray):
+def environments(local_ray):
     register_env("matrices", Matrices)
     register_env("rarely-bad", lambda config: Matrices({"bad": 100}))
     register_env("often-bad", lambda config: Matrices({"bad": 10}))
@@ -231,14 +234,10 @@ def test_a_restored_run_goes_on_where_the_saved_one_was(build, tmp_path):
     for _ in range(2):
         restored = QWR.from_checkpoint(tmp_path / "checkpoint")
         assert_equal(weights(restored), weights(algo))
-        for one, other in (
-            (algo.learner.state_dict(), restored.learner.state_dict()),
-            (
-                ray.get(algo.replay.state_arrays.remote()),
-                ray.get(restored.replay.state_arrays.remote()),
-            ),
-        ):
-            assert str(one) == str(other)
+        saved, loaded = (each.learner.state_dict() for each in (algo, restored))
+        torch.testing.assert_close(saved, loaded, rtol=0, atol=0)
+        saved, loaded = (ray.get(each.replay.state_arrays.remote()) for each in (algo, restored))
+        np.testing.assert_equal(saved, loaded)
         torch.testing.assert_close(algo.view.rows, restored.view.rows)
         results.append(restored.train())
         trained.append(weights(restored))
@@ -377,6 +376,39 @@ def test_a_checkpoint_of_something_else_is_refused(build, tmp_path):
         QWR.from_checkpoint(tmp_path / "nowhere")
 
 
+def test_the_losses_of_a_policy_by_hand(build):
+    algo = build("CartPole-v1", n_action_samples="all", backup="mean")
+    policy, networks = algo.get_policy(), algo.learner.networks
+    batch = convert_ma_batch_to_sample_batch(algo.env_runner.sample())
+    critic_loss, actor_loss = policy.loss(None, None, batch)
+
+    def tensor(name):
+        return torch.as_tensor(np.asarray(batch[name]))
+
+    obs, next_obs = (networks.normalize(tensor(name)) for name in ("obs", "new_obs"))
+    probs, next_probs = (
+        tensor("action_dist_inputs").softmax(-1),
+        networks.actor(next_obs).softmax(-1),
+    )
+
+    def q_values(obs):
+        actions = [torch.full((len(obs),), action) for action in range(2)]
+        return torch.stack([networks.critic(obs, each) for each in actions], -1) / (1 - 0.99)
+
+    values = (next_probs * q_values(next_obs)).sum(-1)
+    targets = tensor("rewards") + 0.99 * ~tensor("terminateds") * values
+    taken = q_values(obs).gather(-1, tensor("actions").long()[:, None]).squeeze(-1)
+    expected = ((1 - 0.99) ** 2 * (taken - targets) ** 2).mean()
+    assert critic_loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+    advantages = q_values(obs) - (probs * q_values(obs)).sum(-1, keepdim=True)
+    advantages /= (probs * advantages**2).sum(-1).mean().sqrt() + 1e-5
+    weights = advantages.exp().clamp(max=20)
+    log_probs = networks.actor(obs).log_softmax(-1)
+    expected = -(probs * weights * log_probs).sum(-1).mean()
+    assert actor_loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
 def test_an_environment_class_is_known_by_its_name(build, tmp_path):
     def environment():
         class Own(PendulumEnv):
@@ -511,6 +543,32 @@ def test_threads_share_chunks_of_vectors_and_not_operations(monkeypatch):
     finally:
         algo.stop()
         torch.set_num_threads(threads)
+
+
+def test_the_documented_defaults_are_these():
+    text = (Path(__file__).parents[1] / "docs/algorithm.md").read_text()
+    table = text[text.index("## Hyper-parameters") : text.index("RLlib's `lr`")]
+    config, known = QWRConfig(), {"none": None, "true": True, "false": False}
+    documented = set()
+    for line in table.splitlines():
+        if not line.startswith("| `"):
+            continue
+        names, values = (cell.strip() for cell in line.split("|")[1:3])
+        names, values = names.replace("`", "").split(", "), values.replace("`", "").split(", ")
+        documented |= set(names)
+        if names[0] in ("gamma", "model"):  # in words
+            continue
+        for name, value in itertools.zip_longest(names, values, fillvalue=values[-1]):
+            default = getattr(config, name)
+            number = isinstance(default, (int, float)) and not isinstance(default, bool)
+            assert (float(value) if number else known.get(value, value)) == default, name
+    own = vars(config).keys() - vars(AlgorithmConfig()).keys()
+    assert own <= documented
+
+
+def test_evaluation_takes_the_mode():
+    config = QWRConfig().environment("Pendulum-v1").evaluation(evaluation_interval=1)
+    assert config.get_evaluation_config_object().explore is False
 
 
 def test_settings_of_rllib_without_effect_are_refused():

@@ -145,6 +145,15 @@ def test_command_line_over_the_file(tmp_path: Path) -> None:
     assert sweep(max_concurrent_trials=1).max_concurrent_trials == 1
 
 
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_example_can_be_run(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which may name a data set that the user has yet to record.
+    monkeypatch.setattr(QWRConfig, "load_offline", lambda *_: None)
+    assert example(file.stem, tmp_path).num_trials >= 1
+
+
 def test_examples(tmp_path: Path) -> None:
     paper = example("qwr-ablation-halfcheetah", tmp_path)
     config = paper.tune_spec["config"]
