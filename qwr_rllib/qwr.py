@@ -471,7 +471,7 @@ class QWR(Algorithm):
         self._versions = versions()
         self._offline = config.offline_config()
         self._num_rows_offline = 0  # of those inserted into the replay
-        self._replay_to_load: dict[str, np.ndarray] = {}
+        self._replay_to_load: dict[str, np.ndarray] = {}  # checked with what else is restored
         # Without Tune, the folder of the results is what names a run.
         trial = self.trial_name if self.trial_id != "default" else Path(self.logdir).name
         self._run_metrics = RunMetrics(trial, str(config.env))
@@ -671,10 +671,12 @@ class QWR(Algorithm):
                 network or first discount; nothing is restored then.
         """
         with _whole(Path(checkpoint_dir)):
-            self._replay_to_load = _read_replay(Path(checkpoint_dir))
-            super().load_checkpoint(checkpoint_dir)  # checks it, too, before it changes anything
-        self._load_replay(self._replay_to_load)
-        self._replay_to_load = {}
+            self._replay_to_load = arrays = _read_replay(Path(checkpoint_dir))
+            try:
+                super().load_checkpoint(checkpoint_dir)
+            finally:
+                self._replay_to_load = {}
+        self._load_replay(arrays)
 
     @classmethod
     @override(Algorithm)
