@@ -21,10 +21,12 @@ from click.testing import CliRunner, Result
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
+from rich.console import Console
 
 from qwr_rllib.cli import qwr, rllib
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
+from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
 
@@ -380,6 +382,18 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_interrupt_kill_resume(trained: Path) -> None:
     assert trained.is_dir()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    interruption = Interruption(Console())
+    with interruption.installed():
+        signal.raise_signal(number)
+        assert interruption.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
 def test_later_stop_takes_finished_trials_up_again(project: Path, trained: Path) -> None:

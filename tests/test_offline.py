@@ -18,6 +18,7 @@ from qwr_rllib import AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
 from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return
 from qwr_rllib.qwr_torch_policy import spec_of
+from qwr_rllib.replay.view import ReplayView
 
 minari = pytest.importorskip("minari")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
@@ -152,8 +153,28 @@ def test_a_discrete_action_stands_in_with_smoothing():
 
 
 def test_rewards_are_clipped_as_collected_ones():
-    storage = loaded(write([episode(0, 4)]), clip=2.0)
-    assert sorted(row[2] for row in stored(storage)) == [1, 2, 2, 2]
+    storage = loaded(write([episode(0, 4, rewards=[1.0, 2.5, -3.0, 0.0])]), clip=2.0)
+    assert [row[2] for row in stored(storage)] == [1, 2, -2, 0]
+
+
+class Stacks(Box):
+    """The last two of what is seen, the newest last."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
+
+
+def test_stacked_frames_are_kept_once_and_seen_as_stacks():
+    env = Stacks()
+    frames = np.arange(5 * 3, dtype=np.float32).reshape(5, 3)
+    stacks = np.stack([frames[:-1], frames[1:]], 1)
+    dataset = write([episode(0, 3, observations=stacks)], env=env)
+    spec = spec_of(env.observation_space, env.action_space, frame_stack=2)
+    storage = load(OfflineConfig(dataset), env, spec, 100, 1, True, None)
+    assert storage.columns["obs"].shape[1:] == (3,)
+    view = ReplayView(spec, 100)
+    view.update(storage.changes())
+    in_order = view.rows[view.inserted[view.rows].argsort()]
+    np.testing.assert_array_equal(view.observations(in_order), stacks[:3])
 
 
 def test_a_path_and_the_first_episodes(tmp_path):
