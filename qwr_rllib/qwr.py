@@ -258,13 +258,9 @@ class QWRConfig(AlgorithmConfig):
         ):
             _require_number(name, getattr(self, name), low, high, whole=True)
         _require_number("max_refused_fraction", self.max_refused_fraction, 0, 1)
-        for name in ("action_std", "reward_clip"):
-            value = getattr(self, name)
-            if value is None and name == "reward_clip":
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not (number and 0 < value < float("inf")):
-                raise ValueError(f"{name} must be a number > 0, got {value!r}")
+        _require_positive("action_std", self.action_std)
+        if self.reward_clip is not None:
+            _require_positive("reward_clip", self.reward_clip)
         for name in ("normalize_observations", "critic_post_gate_layer", "overlap_sampling"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -416,6 +412,12 @@ def _require_number(
         kind = "an integer" if whole else "a number"
         limits = f">= {low}" if high is None else f"in [{low}, {high}]"
         raise ValueError(f"{name} must be {kind} {limits}, got {value!r}")
+
+
+def _require_positive(name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0 < value < float("inf")):
+        raise ValueError(f"{name} must be a number > 0, got {value!r}")
 
 
 def _num_cpus() -> int:

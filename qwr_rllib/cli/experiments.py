@@ -34,12 +34,18 @@ import qwr_rllib
 from qwr_rllib.cli.errors import ConfigError, check_keys
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
+from qwr_rllib.learner import LearnerConfig
 from qwr_rllib.names import did_you_mean
 from qwr_rllib.qwr import QWRConfig
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
 TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}
 EXPERIMENT_KEYS = TUNE_KEYS | SWEEP_KEYS | {"env"}
+DATA_KEYS = (
+    *("env", "env_config", "frame_stack", "normalize_actions"),
+    *("offline", "replay_capacity", "margin", "reward_clip"),
+)
+"""What decides whether logged data can be loaded."""
 
 
 class JsonObject(click.ParamType):
@@ -319,7 +325,7 @@ def _own_defaults(algorithm: type[Algorithm]) -> dict[str, Any]:
     defaults = algorithm.get_default_config()
     if not isinstance(defaults, QWRConfig):
         return {}
-    inherited = AlgorithmConfig().to_dict().keys() - {"gamma", "grad_clip"}
+    inherited = AlgorithmConfig().to_dict().keys() - LearnerConfig.__dataclass_fields__.keys()
     return {key: value for key, value in defaults.to_dict().items() if key not in inherited}
 
 
@@ -371,8 +377,7 @@ def _check_variants(
 def _check_env(config: QWRConfig, env: Any, read: set[str]) -> None:
     """Checks spaces and logged data; ``read`` are those of which this is known."""
     config.check_spaces(env.observation_space, env.action_space)
-    decides = "env env_config offline replay_capacity margin frame_stack reward_clip"
-    data = str([getattr(config, name) for name in [*decides.split(), "normalize_actions"]])
+    data = str([getattr(config, name) for name in DATA_KEYS])
     if data not in read:
         read.add(data)
         config.load_offline(env)  # all of it: what is wrong with logged data is known first

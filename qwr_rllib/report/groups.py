@@ -74,7 +74,7 @@ class Group:
         """What each averaged trial had: environment steps, or iterations on logged data."""
         if not self.offline:
             return f"{self.env_steps:,}".replace(",", " ")
-        count = max((len(trial.rows) for trial in self.trials), default=0)
+        count = max((trial.budget for trial in self.trials), default=0)
         return f"{count} iterations on logged data"
 
     @property
@@ -147,24 +147,24 @@ def _setting(config: dict[str, Any], key: str) -> Any:
     """The value of a key of a flat config, a mapping's as one; ``ABSENT`` without it."""
     if key in config:
         return config[key]
-    inside = {name: value for name, value in config.items() if name.startswith(f"{key}/")}
-    return inside or ABSENT
+    inside = f"{key}/"
+    return {
+        name.removeprefix(inside): value
+        for name, value in config.items()
+        if name.startswith(inside)
+    } or ABSENT
 
 
 def _choose(cell: Group) -> None:
     """Moves the trials that may be averaged from ``others`` to ``trials``."""
     finished = [trial for trial in cell.others if trial.status == FINISHED]
-    # On logged data alone no steps are taken.
-    spent = {
-        trial.folder: len(trial.rows) if trial.offline else trial.env_steps for trial in finished
-    }
-    budget = max(spent.values(), default=0)
+    budget = max((trial.budget for trial in finished), default=0)
     by_seed: dict[Any, Trial] = {}
     for trial in sorted(finished, key=lambda trial: trial.date):
         # A last iteration may be a few rows longer or shorter.
-        if spent[trial.folder] < 0.99 * budget:
+        if trial.budget < 0.99 * budget:
             unit = "iterations" if trial.offline else "steps"
-            trial.reason = f"ended at {spent[trial.folder]} {unit}, others at {budget}"
+            trial.reason = f"ended at {trial.budget} {unit}, others at {budget}"
             continue
         key = trial.folder if trial.seed is None else trial.seed
         if key in by_seed:

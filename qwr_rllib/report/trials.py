@@ -77,6 +77,11 @@ class Trial:
         return "offline/dataset" in self.config and self.config.get("offline/iterations") is None
 
     @property
+    def budget(self) -> int:
+        """What it had: environment steps, or iterations on logged data alone, which take none."""
+        return len(self.rows) if self.offline else self.env_steps
+
+    @property
     def evaluation_score(self) -> float:
         """Mean return of the last evaluation; NaN without one."""
         evaluated = self.rows.evaluation_return.dropna()
