@@ -432,10 +432,14 @@ class Learner:
 
         ``(steps, batch)``.
         """
+        again = None
+        if isinstance(self.target_critic, ValueCritic):
+            # A row's target is the same in every minibatch, and with a long margin dear.
+            rows, again = _distinct(rows, view.num_slots)
         slices = view.slices(rows, self.config.margin)
         states, inverse = _distinct(slices.next_slots, view.num_slots)
-        next_values = self._values_after(view, states, inverse, steps)
-        return self._returns(slices, next_values).view(steps, -1)
+        targets = self._returns(slices, self._values_after(view, states, inverse, steps))
+        return (targets if again is None else targets[again]).view(steps, -1)
 
     def _returns(self, slices: Slices, next_values: Tensor) -> Tensor:
         """The truncated lambda-returns of slices, ``(N,)``, from their values ``(N, T)``."""
