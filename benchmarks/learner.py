@@ -3,8 +3,13 @@
     python benchmarks/learner.py --rows 10000 --rows 50000 --out benchmarks/results/learner.json
     python benchmarks/learner.py --task atari --rows 20000 --steps 100 \
         --out benchmarks/results/learner-atari.json
+    python benchmarks/learner.py --device cuda --rows 10000 --rows 50000 --steps 3000 \
+        --out benchmarks/results/learner-gpu.json
 
-Both sides have the same networks, rows, minibatch sizes and thread count, and take turns. Each has
+On a GPU the learner is measured in four forms: its operations one by one, by ``torch.compile``,
+each step as a CUDA graph, and by both.
+
+All sides have the same networks, rows, minibatch sizes and thread count, and take turns. Each has
 a process of its own, as it would in use: in the same process the plain loop is 1.7 times as fast
 once the other has freed a large block, since glibc then stops to give the memory of its large
 temporaries back to the system at every step. (``MALLOC_MMAP_THRESHOLD_=4000000000
@@ -18,11 +23,12 @@ critic's features of a state serve all n actions.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import multiprocessing
 import platform
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -44,9 +50,10 @@ TASKS = {
     "atari": Spec((4, 84, 84), "uint8", 6, discrete=True, frame_stack=4),
 }
 EPISODE = 1000
+WHAT = ("critic updates/s", "actor updates/s", "updates/s")
 
 
-def filled_view(spec: Spec, rows: int, seed: int) -> ReplayView:
+def filled_view(spec: Spec, rows: int, seed: int, device: str = "cpu") -> ReplayView:
     """A view of whole trajectories of random numbers, as many as ``rows`` steps."""
     rng = np.random.default_rng(seed)
 
@@ -58,7 +65,7 @@ def filled_view(spec: Spec, rows: int, seed: int) -> ReplayView:
             return rng.integers(0, 256, (count, *spec.frame_shape), np.uint8)
         return normal(count, *spec.frame_shape)
 
-    storage, view = ReplayStorage(spec, rows), ReplayView(spec, rows)
+    storage, view = ReplayStorage(spec, rows), ReplayView(spec, rows, device)
     for episode in range(rows // EPISODE):
         mu = normal(EPISODE + 1, spec.action_dim, scale=0.3)
         actions = mu[:-1] + normal(EPISODE, spec.action_dim, scale=0.4)
@@ -88,7 +95,7 @@ class PlainLoop:
         self.target = copy.deepcopy(self.critic)
         self.critic_adam = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr)
         self.actor_adam = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.critic.head.weight.device).manual_seed(seed)
 
     def inputs(self, view: ReplayView, slots: torch.Tensor) -> torch.Tensor:
         """What the networks take for the states in ``slots`` ``(k,)``."""
@@ -151,7 +158,17 @@ class PlainLoop:
             self.step(self.actor_adam, self.actor.parameters(), loss)
 
 
-SIDES = {"plain loop": PlainLoop, "learner": Learner}
+PLAIN = "plain loop"
+# Of the learner, by the device's type.
+FORMS: dict[str, dict[str, dict[str, Any]]] = {
+    "cpu": {"learner": {}},
+    "cuda": {
+        "eager": {"compile": False, "cuda_graphs": False},
+        "compiled": {"compile": True, "cuda_graphs": False},
+        "graphs": {"compile": False, "cuda_graphs": True},
+        "compiled graphs": {"compile": True, "cuda_graphs": True},
+    },
+}
 
 
 def save(out: str, results: list[dict[str, Any]], **about: Any) -> None:
@@ -167,16 +184,20 @@ def process(name: str, *arguments: Any) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, spawn, initializer=start, initargs=(name, *arguments))
 
 
-def start(name: str, task: str, rows: int, steps: int, threads: int) -> None:
+def start(name: str, task: str, rows: int, steps: int, device: str, threads: int) -> None:
     """Makes this process's side and its rows."""
     global side, view
     config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps)
-    view = filled_view(TASKS[task], rows, seed=0)
+    view = filled_view(TASKS[task], rows, seed=0, device=device)
     torch.manual_seed(0)
-    side = SIDES[name](QWRNetworks(TASKS[task]), config, seed=0)
-    if isinstance(side, Learner) and not TASKS[task].image:
-        side.use_threads(threads)
-        threads = 1
+    networks = QWRNetworks(TASKS[task]).to(device)
+    if name == PLAIN:
+        side = PlainLoop(networks, config, seed=0)
+    else:
+        side = Learner(networks, replace(config, **FORMS[device][name]), seed=0)
+        if device == "cpu" and not TASKS[task].image:
+            side.use_threads(threads)
+            threads = 1
     torch.set_num_threads(threads)
 
 
@@ -186,6 +207,8 @@ def turn() -> dict[str, float]:
     for phase in ("train_critic", "train_actor"):
         started = time.perf_counter()
         getattr(side, phase)(view)
+        if view.device.type == "cuda":
+            torch.cuda.synchronize()
         seconds[phase] = time.perf_counter() - started
     return seconds
 
@@ -195,34 +218,47 @@ def turn() -> dict[str, float]:
 @click.option("--rows", multiple=True, type=int, default=(10_000, 50_000), show_default=True)
 @click.option("--steps", default=1000, show_default=True, help="Of each phase, in each turn.")
 @click.option("--turns", default=3, show_default=True)
+@click.option("--device", type=click.Choice(list(FORMS)), default="cpu", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False), help="Writes the results as JSON.")
 def main(
-    task: str, rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str | None
+    task: str,
+    rows: tuple[int, ...],
+    steps: int,
+    turns: int,
+    device: str,
+    threads: int,
+    out: str | None,
 ) -> None:
-    results = []
+    forms, results = list(FORMS[device]), []
     for count in rows:
         seconds: dict[tuple[str, str], list[float]] = {}
         with ExitStack() as stack:
-            sides = {name: stack.enter_context(process(name, task, count, steps, threads))
-                     for name in SIDES}  # fmt: skip
+            sides = {
+                name: stack.enter_context(process(name, task, count, steps, device, threads))
+                for name in (PLAIN, *forms)
+            }
+            # All at once: what is compiled is compiled now.
+            wait([side.submit(turn) for side in sides.values()])
             for _ in range(turns):
                 for name, side in sides.items():
                     for phase, took in side.submit(turn).result().items():
                         seconds.setdefault((name, phase), []).append(took)
         row: dict[str, float] = {"rows": count}
-        for name in SIDES:
+        for name in sides:
             critic = np.array(seconds[name, "train_critic"])
             actor = np.array(seconds[name, "train_actor"])
             row[f"{name}: critic updates/s"] = steps / np.median(critic)
             row[f"{name}: actor updates/s"] = steps / np.median(actor)
             row[f"{name}: updates/s"] = 2 * steps / np.median(critic + actor)
-        for what in ("critic updates/s", "actor updates/s", "updates/s"):
-            row[f"ratio: {what}"] = row[f"learner: {what}"] / row[f"plain loop: {what}"]
+        for name, what in itertools.product(forms, WHAT):
+            ratio = "ratio" if device == "cpu" else f"{name}, ratio"
+            row[f"{ratio}: {what}"] = row[f"{name}: {what}"] / row[f"{PLAIN}: {what}"]
         results.append(row)
         click.echo("\n".join(f"{key:32s} {value:10.2f}" for key, value in row.items()) + "\n")
     if out:
-        save(out, results, threads=threads, steps=steps, turns=turns)
+        where = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {"threads": threads}
+        save(out, results, task=task, steps=steps, turns=turns, **where)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 The inner loops are thousands of steps on networks of a few 256 x 256 layers. At that size
 autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
 backward passes are written out. The numbers are those of autograd up to rounding, which the tests
-check. Networks with other layers than these go through :class:`AutogradGradient`, on any device.
-Matrix products are :mod:`qwr_rllib.products`'. Where Numba is installed, what surrounds them is
-compiled, and so is the gate of a critic of continuous actions: :mod:`qwr_rllib.kernels`.
+check. Networks with other layers than these go through :class:`AutogradGradient`.
+On a CPU matrix products are :mod:`qwr_rllib.products`'; where Numba is installed, what surrounds
+them is compiled, and so is the gate of a critic of continuous actions: :mod:`qwr_rllib.kernels`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def gradient_of(
         compiler: ``"torch"`` lets ``torch.compile`` fuse forward and backward pass, ``"numba"``
             takes the kernels where there are any for this network.
     """
-    if into.device.type == "cpu" and compiler != "torch":
+    if compiler != "torch":
         kernels = compiled_kernels() if compiler == "numba" else None
         if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
             gate = gate_kernel(module, _views(into, module)) if compiler == "numba" else None

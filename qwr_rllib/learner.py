@@ -15,27 +15,23 @@ and ``_considered``, the actions that the actor considers and what they are held
 from __future__ import annotations
 
 import copy
+import io
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch import Tensor
 
 from qwr_rllib import losses
-from qwr_rllib.gradients import (
-    Compiler,
-    compiled_kernels,
-    features_of,
-    gate_kernel,
-    gradient_of,
-)
+from qwr_rllib.gradients import Compiler, features_of, gate_kernel
 from qwr_rllib.networks import (
     CategoricalActor,
     CriticType,
@@ -45,12 +41,16 @@ from qwr_rllib.networks import (
 )
 from qwr_rllib.replay.storage import Slot
 from qwr_rllib.replay.view import ReplayView, Slices
+from qwr_rllib.steps import RegressionStep
+
+logger = logging.getLogger(__name__)
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
 MAX_CACHED_FEATURES_BYTES = 2**28
 MAX_CHUNK_STEPS = 100  # whose inputs, slices and targets are in memory at once
-MAX_TILE = 2048  # states that go through a body at once
-MAX_TILE_ELEMENTS = 2**23  # of their observations
+# States that go through a body at once, and elements of their observations.
+MAX_TILE, MAX_TILE_ELEMENTS = 2**11, 2**23
+MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS = 2**15, 2**28
 
 ActorActions = Literal["mu", "replay"]
 Critic = GatedCritic | ValueCritic
@@ -112,8 +112,10 @@ class LearnerConfig:
     grad_clip: float | None = 50.0
     """Global norm to which gradients are clipped; ``None`` does not clip."""
     compile: bool | Literal["auto"] = "auto"
-    """``torch.compile`` the regression steps; ``"auto"`` does on a GPU (on CPUs it was measured
-    to gain nothing) and takes Numba's kernels on a CPU; with ``False`` nothing is compiled."""
+    """``True`` compiles the regression steps by ``torch.compile``; ``"auto"`` takes Numba's kernels
+    on a CPU; with ``False`` nothing is compiled. ``docs/performance.md`` has what each gains."""
+    cuda_graphs: bool = True
+    """On a GPU, launch each regression step as one CUDA graph."""
 
     def __post_init__(self) -> None:
         def require(name: str, allowed: str, ok: Callable[[Any], bool]) -> None:
@@ -180,6 +182,7 @@ class LearnerConfig:
             lambda v: self.actor_actions == "mu" or v in ("minibatch", "none"),
         )
         require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
+        require("cuda_graphs", "true or false", lambda v: isinstance(v, bool))
 
     def gamma_at(self, env_steps: int) -> float:
         """The discount after ``env_steps`` environment steps."""
@@ -187,50 +190,6 @@ class LearnerConfig:
             return self.gamma
         steps, values = zip(*self.gamma, strict=True)
         return float(np.interp(env_steps, steps, values))
-
-
-class _FlatAdam:
-    """Adam with global-norm clipping on one vector that all of a module's parameters are views of.
-
-    A dozen small tensors cost more to visit than to update; one vector is one kernel each for
-    the norm, the clip and Adam, or one compiled function for all three.
-    """
-
-    def __init__(
-        self, module: nn.Module, lr: float, config: LearnerConfig, compiler: Compiler | None
-    ) -> None:
-        parameters = list(module.parameters())
-        self._vector = vector = parameters_to_vector(parameters).detach()
-        vector_to_parameters(vector, parameters)
-        vector.grad = self.gradient = torch.zeros_like(vector)
-        self._grad_clip = math.inf if config.grad_clip is None else config.grad_clip
-        self._kernels = compiled_kernels() if compiler == "numba" else None
-        self.optimizer = torch.optim.Adam([vector], lr=lr, eps=config.adam_epsilon, fused=True)
-
-    def step(self) -> None:
-        """Takes a step along :attr:`gradient`."""
-        state = self.optimizer.state[self._vector]
-        if self._kernels and state:  # which the optimizer makes at its first step
-            (group,) = self.optimizer.param_groups
-            self._kernels.clipped_adam(self._vector, self.gradient, state, group, self._grad_clip)
-            return
-        # As torch.nn.utils.clip_grad_norm_ does it.
-        norm = self.gradient.norm()
-        self.gradient.mul_((self._grad_clip / (norm + 1e-6)).clamp_(max=1.0))
-        self.optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the moments; learning rate and epsilon stay the configured ones."""
-        configured = [
-            {name: group[name] for name in ("lr", "eps")} for group in self.optimizer.param_groups
-        ]
-        # The optimizer would go on to train in the tensors that it is given.
-        self.optimizer.load_state_dict(copy.deepcopy(state))
-        for group, options in zip(self.optimizer.param_groups, configured, strict=True):
-            group.update(options)
 
 
 class Learner:
@@ -267,11 +226,6 @@ class Learner:
         self.critic: Critic = critic
         self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
         self._device = self.critic.head.weight.device
-        compiler: Compiler | None = "torch" if config.compile else None
-        if config.compile == "auto":
-            compiler = "torch" if self._device.type == "cuda" else "numba"
-        self._critic_adam = _FlatAdam(self.critic, config.critic_lr, config, compiler)
-        self._actor_adam = _FlatAdam(self.actor, config.actor_lr, config, compiler)
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -281,19 +235,25 @@ class Learner:
         self.num_critic_updates = 0
         self.num_actor_updates = 0
         self.num_target_updates = 0
-        self._critic_gradient = gradient_of(
-            self.critic,
-            losses.critic_loss,
-            losses.critic_loss_gradient,
-            self._critic_adam.gradient,
-            compiler,
+        on_gpu = self._device.type == "cuda"
+        compiler: Compiler | None = "torch" if config.compile else None
+        if config.compile == "auto":
+            compiler = None if on_gpu else "numba"
+        step = partial(
+            RegressionStep,
+            epsilon=config.adam_epsilon,
+            grad_clip=config.grad_clip,
+            compiler=compiler,
+            capture=on_gpu and config.cuda_graphs,
         )
-        self._actor_gradient = gradient_of(
+        self._critic_step = step(
+            self.critic, losses.critic_loss, losses.critic_loss_gradient, lr=config.critic_lr
+        )
+        self._actor_step = step(
             self.actor,
             self.actor.regression_loss,
             self.actor.regression_gradient,
-            self._actor_adam.gradient,
-            compiler,
+            lr=config.actor_lr,
         )
         self._gates = {
             critic: gate_kernel(critic) if compiler == "numba" else None
@@ -421,8 +381,7 @@ class Learner:
         actions = view.columns["actions"][rows]
         predicted = torch.empty_like(scaled_targets)
         for step, obs in enumerate(self._inputs(view, rows)):
-            predicted[step] = self._critic_gradient((obs, actions[step]), (scaled_targets[step],))
-            self._critic_adam.step()
+            predicted[step] = self._critic_step((obs, actions[step]), (scaled_targets[step],))
         loss = losses.critic_loss(predicted, scaled_targets)
         return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
 
@@ -502,8 +461,7 @@ class Learner:
         steps = len(rows)
         params = torch.empty(*rows.shape, view.spec.action_dim, device=self._device)
         for step, obs in enumerate(self._inputs(view, rows)):
-            params[step] = self._actor_gradient((obs,), [part[step] for part in regression])
-            self._actor_adam.step()
+            params[step] = self._actor_step((obs,), [part[step] for part in regression])
         loss = self.actor.regression_loss(params, *regression)
         ess, clip_fraction, largest = diagnostics
         return torch.stack([loss * steps, ess * steps, clip_fraction * steps, largest])
@@ -631,23 +589,32 @@ class Learner:
         state = {
             "networks": self.networks.state_dict(),
             "target_critic": self.target_critic.state_dict(),
-            "critic_optimizer": self._critic_adam.state_dict(),
-            "actor_optimizer": self._actor_adam.state_dict(),
+            "critic_optimizer": self._critic_step.state_dict(),
+            "actor_optimizer": self._actor_step.state_dict(),
             "generator": self._generator.get_state(),
             "gamma": self.gamma,
             "num_critic_updates": self.num_critic_updates,
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
         }
-        return copy.deepcopy(state)  # of its own, not the tensors that are being trained
+        # Tensors of its own, not those that are being trained, for machines with a GPU or without.
+        copied = io.BytesIO()
+        torch.save(state, copied)
+        copied.seek(0)
+        return torch.load(copied, map_location="cpu")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what :meth:`state_dict` gave; learning rates stay the configured ones."""
         self.networks.load_state_dict(state["networks"])
         self.target_critic.load_state_dict(state["target_critic"])
-        self._critic_adam.load_state_dict(state["critic_optimizer"])
-        self._actor_adam.load_state_dict(state["actor_optimizer"])
-        self._generator.set_state(state["generator"].cpu())
+        self._critic_step.load_state_dict(state["critic_optimizer"])
+        self._actor_step.load_state_dict(state["actor_optimizer"])
+        if state["generator"].shape == self._generator.get_state().shape:
+            self._generator.set_state(state["generator"])
+        else:
+            logger.warning(
+                "The checkpoint is of another kind of device: random numbers begin anew."
+            )
         self.gamma = state.get("gamma", self.gamma)  # older checkpoints have none
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
@@ -655,7 +622,10 @@ class Learner:
 
 def _tile(view: ReplayView) -> int:
     """How many states go through a body at once."""
-    return max(1, min(MAX_TILE, MAX_TILE_ELEMENTS // math.prod(view.spec.obs_shape)))
+    tile, elements = MAX_TILE, MAX_TILE_ELEMENTS
+    if view.device.type == "cuda":  # which needs many to be busy, and has no tiles in its cache
+        tile, elements = MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS
+    return max(1, min(tile, elements // math.prod(view.spec.obs_shape)))
 
 
 def _distinct(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:

@@ -157,6 +157,7 @@ class QWRConfig(AlgorithmConfig):
         max_refused_fraction: float = NotProvided,
         overlap_sampling: bool = NotProvided,
         compile: bool | Literal["auto"] = NotProvided,
+        cuda_graphs: bool = NotProvided,
         learner_threads: int | Literal["auto"] = NotProvided,
         frame_stack: int | Literal["auto"] = NotProvided,
         reward_clip: float | None = NotProvided,
@@ -205,8 +206,9 @@ class QWRConfig(AlgorithmConfig):
                 is refused by the replay (NaN, wrong shapes).
             overlap_sampling: Collect the next iteration's rows while the learner trains, with the
                 actor of the iteration before. The paper does one after the other.
-            compile: ``torch.compile`` the regressions; "auto" does on a GPU and takes Numba's
+            compile: True compiles the regressions by ``torch.compile``; "auto" takes Numba's
                 kernels on a CPU; False compiles nothing.
+            cuda_graphs: On a GPU, launch each regression step as one CUDA graph.
             learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main process
                 and of the rollout workers, where these rest meanwhile.
             frame_stack: Observations are this many frames along their first axis, of which the

@@ -35,7 +35,8 @@ def networks_for(spec, seed=0, hiddens=(16, 16), **kwargs):
 def learner_for(spec, seed=0, networks=None, **kwargs):
     config = LearnerConfig(**({"gamma": 0.9} | SMALL | FAST | kwargs))
     learner = Learner(networks or networks_for(spec), config, seed)
-    learner.observe(torch.tensor([[0.0, 0.0], [4.0, 8.0]]))
+    where = learner.actor.head.weight.device
+    learner.observe(torch.tensor([[0.0, 0.0], [4.0, 8.0]], device=where))
     return learner
 
 
@@ -102,7 +103,8 @@ class ScriptedView(ReplayView):
 
 def evenly(params, n, generator=None):
     """Actions around the mean at fixed distances, in place of samples."""
-    return params.unsqueeze(-2) + torch.linspace(-0.7, 1.1, n).unsqueeze(-1), None
+    distances = torch.linspace(-0.7, 1.1, n, device=params.device)
+    return params.unsqueeze(-2) + distances.unsqueeze(-1), None
 
 
 def scripted(spec, networks=None, fragments=None, **kwargs):
