@@ -49,7 +49,7 @@ class RegressionStep:
     ) -> None:
         self._adam = _FlatAdam(module, lr, epsilon, grad_clip, compiler)
         self._gradient = gradient_of(module, loss, loss_gradient, self._adam.gradient, compiler)
-        self._eager_steps = EAGER_STEPS if capture else -1
+        self._eager_steps = EAGER_STEPS if capture else math.inf
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -100,8 +100,8 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_been(form):
     torch.testing.assert_close(trained(fresh, view), expected)
 
 
-def test_what_a_gpu_learned_is_loaded_without_one(caplog):
-    (there, _), (here, view) = pair("continuous")
+def test_checkpoints_go_to_a_cpu_and_back(caplog):
+    (there, their_view), (here, view) = pair("continuous")
     here.train(view)
     state = here.state_dict()
     tensors = [*state["networks"].values(), *state["target_critic"].values()]
@@ -112,3 +112,8 @@ def test_what_a_gpu_learned_is_loaded_without_one(caplog):
     there.load_state_dict(state)
     assert "another kind of device" in caplog.text
     torch.testing.assert_close(weights(there.critic), weights(here.critic).cpu())
+    there.train(their_view)
+    here.load_state_dict(there.state_dict())
+    their_view.position = view.position
+    expected = trained(there, their_view)
+    torch.testing.assert_close(trained(here, view), expected, rtol=1e-3, atol=1e-3)
