@@ -196,7 +196,7 @@ def start(name: str, task: str, rows: int, steps: int, device: str, threads: int
     else:
         side = Learner(networks, replace(config, **FORMS[device][name]), seed=0)
         if device == "cpu" and not TASKS[task].image:
-            side.use_threads(threads)
+            side.threads = threads
             threads = 1
     torch.set_num_threads(threads)
 

@@ -86,7 +86,7 @@ def main(rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str |
             plain.train(view)
         shapes = products.count
         trained, view = learner(count, "auto", steps)
-        trained.use_threads(threads)
+        trained.threads = threads
         trained.train(view)
         limits, seconds = [], []
         for _ in range(turns):

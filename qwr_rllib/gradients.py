@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qwr_rllib.networks import CategoricalActor, GatedCritic, GaussianActor, ValueCritic
-from qwr_rllib.products import linear, matmul
+from qwr_rllib.products import linear, matmul, takes_onednn
 
 if TYPE_CHECKING:
     from qwr_rllib.kernels import GateKernel
@@ -35,6 +35,9 @@ aten: Any = torch.ops.aten
 
 class Gradient(Protocol):
     """Writes a minibatch's gradient where it was told at construction."""
+
+    shareable: bool
+    """Whether its numbers are the same to the last bit when threads share its operations."""
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Returns the network's outputs, without gradient; the next call may overwrite them.
@@ -127,6 +130,8 @@ def compiled_kernels() -> ModuleType | None:
 class AutogradGradient:
     """Any network's gradient, by autograd."""
 
+    shareable = False  # PyTorch's sums are of another order then
+
     def __init__(self, module: nn.Module, loss: Loss, into: Tensor, compiled: bool = False) -> None:
         def forward(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             outputs = module(*inputs)
@@ -218,6 +223,7 @@ class DenseGradient:
         layers = _dense_layers(module.body, module.head)
         assert layers is not None
         self._dense = _Dense(layers, _views(into, module), kernels)
+        self.shareable = kernels is not None and takes_onednn(into)
         self._scalar = isinstance(module, ValueCritic)
         self._loss_gradient = loss_gradient
 
@@ -233,6 +239,8 @@ class DenseGradient:
 
 class CriticGradient:
     """Of a :class:`GatedCritic` whose body is linear layers and ReLUs."""
+
+    shareable = False
 
     def __init__(
         self,
@@ -312,6 +320,7 @@ class KernelCriticGradient:
         body = _dense_layers(critic.body)
         assert body is not None
         self._body = _Dense(body, _views(into, critic), kernels)
+        self.shareable = kernels is not None and takes_onednn(into)
         self._gate = gate
         self._loss_gradient = loss_gradient
 

@@ -21,7 +21,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -41,12 +40,13 @@ from qwr_rllib.networks import (
 )
 from qwr_rllib.replay.storage import Slot
 from qwr_rllib.replay.view import ReplayView, Slices
-from qwr_rllib.steps import RegressionStep
+from qwr_rllib.steps import RegressionStep, Sharing
 
 logger = logging.getLogger(__name__)
 
 # The critic's features of every row of the view are kept over an actor phase up to this size.
 MAX_CACHED_FEATURES_BYTES = 2**28
+MINIBATCHES_AT_ONCE = 20  # whose weights are computed: their actions stay in a core's cache
 MAX_CHUNK_STEPS = 100  # whose inputs, slices and targets are in memory at once
 # States that go through a body at once, and elements of their observations.
 MAX_TILE, MAX_TILE_ELEMENTS = 2**11, 2**23
@@ -54,8 +54,7 @@ MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS = 2**15, 2**28
 
 ActorActions = Literal["mu", "replay"]
 Critic = GatedCritic | ValueCritic
-# Rows of its minibatches, what the actor regresses onto, diagnostics.
-ActorChunk = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]
+Considered = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # see Learner._considered
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -231,7 +230,9 @@ class Learner:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
-        self._pool: ThreadPoolExecutor | None = None
+        self.threads = 1
+        """CPU threads that share operations, where that is faster and leaves the numbers as they
+        are. Others are left to PyTorch's own number of threads."""
         self.num_critic_updates = 0
         self.num_actor_updates = 0
         self.num_target_updates = 0
@@ -264,15 +265,6 @@ class Learner:
             for critic in (self.critic, self.target_critic)
         }
 
-    def use_threads(self, count: int) -> None:
-        """Shares what is computed at the start of a chunk among threads; the numbers stay the same.
-
-        The actor's next chunk is prepared while the steps of this one are made. Threads within an
-        operation (``torch.set_num_threads``) are something else: of small networks' steps they
-        make a barrier every 100 microseconds.
-        """
-        self._pool = ThreadPoolExecutor(count) if count > 1 else None
-
     def observe(self, obs: Tensor) -> None:
         """Takes newly collected raw observations ``(k, ...)`` into the normaliser."""
         update = getattr(self.networks.normalizer, "update", None)
@@ -294,12 +286,13 @@ class Learner:
         """``n_critic_steps`` steps; the target is synced before each ``target_update_freq``."""
         started = time.perf_counter()
         totals = torch.zeros(3, device=self._device)
-        for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
-            if self.num_critic_updates % self.config.target_update_freq == 0:
-                self.target_critic.load_state_dict(self.critic.state_dict())
-                self.num_target_updates += 1
-            totals += self._critic_chunk(view, steps)
-            self.num_critic_updates += steps
+        with self._sharing(self._critic_step) as sharing:
+            for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
+                if self.num_critic_updates % self.config.target_update_freq == 0:
+                    self.target_critic.load_state_dict(self.critic.state_dict())
+                    self.num_target_updates += 1
+                totals += self._critic_chunk(view, steps, sharing)
+                self.num_critic_updates += steps
         means = (totals / max(1, self.config.n_critic_steps)).tolist()
         return self._metrics(
             "critic",
@@ -313,19 +306,13 @@ class Learner:
         started = time.perf_counter()
         features = self._all_features(view)
         totals = torch.zeros(4, device=self._device)
-
-        def regression(steps: int) -> ActorChunk:
-            rows = view.sample(steps * self.config.train_batch_size, self._generator)
-            rows = rows.view(steps, -1)
-            return rows, *self._actor_regression(view, rows, features)
-
-        chunks = self._chunks(self.config.n_actor_steps, self.num_actor_updates)
-        for rows, targets, diagnostics in self._ahead(regression, chunks):
-            chunk = self._actor_steps(view, rows, targets, diagnostics)
-            largest = torch.maximum(totals[3], chunk[3])
-            totals += chunk
-            totals[3] = largest
-            self.num_actor_updates += len(rows)
+        with self._sharing(self._actor_step) as sharing:
+            for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
+                chunk = self._actor_chunk(view, steps, features, sharing)
+                largest = torch.maximum(totals[3], chunk[3])
+                totals += chunk
+                totals[3] = largest
+                self.num_actor_updates += steps
         means = (totals / max(1, self.config.n_actor_steps)).tolist()
         return self._metrics(
             "actor",
@@ -361,6 +348,9 @@ class Learner:
         elapsed = time.perf_counter() - started
         return metrics | {f"{phase}_updates_per_s": steps / elapsed}
 
+    def _sharing(self, step: RegressionStep) -> Sharing:
+        return Sharing(self.threads if step.shareable else 1)
+
     def _chunks(self, steps: int, done: int) -> list[int]:
         """Lengths of the chunks of ``steps``, where ``done`` steps were made before."""
         freq = self.config.target_update_freq
@@ -371,7 +361,8 @@ class Learner:
             steps -= lengths[-1]
         return lengths
 
-    def _critic_chunk(self, view: ReplayView, steps: int) -> Tensor:
+    @torch.no_grad()
+    def _critic_chunk(self, view: ReplayView, steps: int, sharing: Sharing) -> Tensor:
         """Returns the sums over steps of loss, mean Q and mean target."""
         rows = view.sample(steps * self.config.train_batch_size, self._generator)
         targets = self._targets(view, rows, steps)
@@ -380,8 +371,9 @@ class Learner:
         rows = rows.view(steps, -1)
         actions = view.columns["actions"][rows]
         predicted = torch.empty_like(scaled_targets)
-        for step, obs in enumerate(self._inputs(view, rows)):
-            predicted[step] = self._critic_step((obs, actions[step]), (scaled_targets[step],))
+        minibatches = zip(self._inputs(view, rows), actions, scaled_targets, predicted, strict=True)
+        for obs, action, target, outputs in sharing.over(minibatches):
+            outputs.copy_(self._critic_step((obs, action), (target,)))
         loss = losses.critic_loss(predicted, scaled_targets)
         return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
 
@@ -429,41 +421,18 @@ class Learner:
         values = losses.backup(q_values / scale, config.backup, config.backup_temperature, probs)
         return (values * scale.squeeze(-1)).view_as(inverse)
 
-    def _ahead(
-        self, function: Callable[[int], ActorChunk], arguments: Sequence[int]
-    ) -> Iterator[ActorChunk]:
-        """``map``, where each result is computed while its predecessor is used."""
-        if not self._pool:
-            yield from map(function, arguments)
-            return
-        ahead: Future[ActorChunk] | None = None
-        try:
-            for argument in arguments:
-                # One after the other: they draw from one generator.
-                ready = ahead.result() if ahead else None
-                ahead = self._pool.submit(function, argument)
-                if ready:
-                    yield ready
-            if ahead:
-                yield ahead.result()
-        finally:
-            if ahead:
-                wait([ahead])
-
-    def _actor_steps(
-        self,
-        view: ReplayView,
-        rows: Tensor,
-        regression: tuple[Tensor, ...],
-        diagnostics: tuple[Tensor, Tensor, Tensor],
+    @torch.no_grad()
+    def _actor_chunk(
+        self, view: ReplayView, steps: int, features: Tensor | None, sharing: Sharing
     ) -> Tensor:
         """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
-        steps = len(rows)
+        rows = view.sample(steps * self.config.train_batch_size, self._generator).view(steps, -1)
+        regression, (ess, clip_fraction, largest) = self._actor_regression(view, rows, features)
         params = torch.empty(*rows.shape, view.spec.action_dim, device=self._device)
-        for step, obs in enumerate(self._inputs(view, rows)):
-            params[step] = self._actor_step((obs,), [part[step] for part in regression])
+        minibatches = zip(self._inputs(view, rows), params, *regression, strict=True)
+        for obs, outputs, *targets in sharing.over(minibatches):
+            outputs.copy_(self._actor_step((obs,), targets))
         loss = self.actor.regression_loss(params, *regression)
-        ess, clip_fraction, largest = diagnostics
         return torch.stack([loss * steps, ess * steps, clip_fraction * steps, largest])
 
     @torch.no_grad()
@@ -475,13 +444,29 @@ class Learner:
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
         """What the actor regresses onto in each minibatch; mean ESS, clip fraction, largest."""
         states, inverse = _distinct(rows, view.num_slots)
-        q_values, actions, probs, baseline = self._considered(view, states, features)
-        q_values, actions = q_values[inverse], actions[inverse]
-        probs = None if probs is None else probs[inverse]
-        baseline = None if baseline is None else baseline[inverse]
+        considered = self._considered(view, states, features)
+        at_once = MINIBATCHES_AT_ONCE if self._device.type == "cpu" else len(rows)
+        parts = [self._weighted(considered, some) for some in inverse.split(at_once)]
+        regressions, diagnostics = zip(*parts, strict=True)
+        ess, clip_fraction, largest = map(torch.cat, zip(*diagnostics, strict=True))
+        regression = tuple(map(torch.cat, zip(*regressions, strict=True)))
+        return regression, (ess.mean(), clip_fraction.mean(), largest.max())
+
+    def _weighted(
+        self, considered: Considered, states: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+        """What minibatches of the states considered regress onto; ESS, clip fraction, largest.
+
+        ``(k, batch)``; each diagnostic is ``(k,)``.
+        """
+        config = self.config
+        q_values, actions, probs, baseline = (
+            None if part is None else part[states] for part in considered
+        )
+        assert q_values is not None
+        assert actions is not None
 
         def weigh(q_values: Tensor, probs: Tensor | None, baseline: Tensor | None) -> Tensor:
-            config = self.config
             return losses.advantage_weights(
                 q_values,
                 config.beta,
@@ -493,19 +478,14 @@ class Learner:
 
         in_dims = tuple(None if part is None else 0 for part in (q_values, probs, baseline))
         weights = torch.vmap(weigh, in_dims)(q_values, probs, baseline)
-        clipped = weights >= self.config.max_weight * (1 - 1e-6)
+        clipped = weights >= config.max_weight * (1 - 1e-6)
         # Of a single action it would always be 1: then it is that of the minibatch's states.
-        shared = weights if self.config.actor_actions == "mu" else weights.flatten(1)
-        diagnostics = (
-            losses.effective_sample_size(shared, probs).mean(),
-            clipped.float().mean(),
-            weights.max(),
-        )
+        shared = weights if config.actor_actions == "mu" else weights.flatten(1)
+        ess = losses.effective_sample_size(shared, probs).view(len(weights), -1).mean(1)
+        diagnostics = ess, clipped.flatten(1).float().mean(1), weights.flatten(1).amax(1)
         return self.actor.regression(actions, weights, probs), diagnostics
 
-    def _considered(
-        self, view: ReplayView, states: Tensor, features: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _considered(self, view: ReplayView, states: Tensor, features: Tensor | None) -> Considered:
         """The actions that the actor considers at ``states``.
 
         Returns:
@@ -541,15 +521,14 @@ class Learner:
             mu, mu.shape[-1] if n == "all" else n, self._generator
         )
 
-        @torch.no_grad()  # which each thread has to say for itself
-        def q_values(states: Tensor, actions: Tensor) -> Tensor:
-            of_states = self._features(critic, view, states, features)
-            return self._q_values(critic, of_states, actions)
-
-        # In tiles: their features are used before they leave a core's cache.
-        tiles = states.split(_tile(view)), actions.split(_tile(view))
-        values = self._pool.map(q_values, *tiles) if self._pool else map(q_values, *tiles)
-        return torch.cat(list(values)), actions, probs
+        values = [
+            # In tiles: their features are used before they leave a core's cache.
+            self._q_values(critic, self._features(critic, view, some, features), of_some)
+            for some, of_some in zip(
+                states.split(_tile(view)), actions.split(_tile(view)), strict=True
+            )
+        ]
+        return torch.cat(values), actions, probs
 
     def _q_values(self, critic: GatedCritic, features: Tensor, actions: Tensor) -> Tensor:
         return (self._gates[critic] or critic).q_values(features, actions)

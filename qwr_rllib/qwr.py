@@ -209,8 +209,8 @@ class QWRConfig(AlgorithmConfig):
             compile: True compiles the regressions by ``torch.compile``; "auto" takes Numba's
                 kernels on a CPU; False compiles nothing.
             cuda_graphs: On a GPU, launch each regression step as one CUDA graph.
-            learner_threads: CPU threads of the learner; "auto" takes the CPUs of the main process
-                and of the rollout workers, where these rest meanwhile.
+            learner_threads: CPU threads of the learner, at most; "auto" takes the CPUs of the main
+                process and of the rollout workers, where these rest meanwhile.
             frame_stack: Observations are this many frames along their first axis, of which the
                 replay keeps one each; "auto" is what the package's own environments have, else 1.
             reward_clip: Rewards are clipped to this absolute value in the replay; the returns
@@ -451,12 +451,9 @@ class QWR(Algorithm):
             threads = int(config.num_cpus_for_main_process + runners)
         else:
             threads = config.learner_threads
-        threads = max(1, min(threads, _num_cpus()))
-        # Images have operations that are large enough to be shared. Of small ones threads make a
-        # barrier every 100 microseconds, which stalls where a core has other work to do as well.
+        policy.learner.threads = threads = max(1, min(threads, _num_cpus()))
+        # Of images any operation is large enough to be shared, of vectors the learner decides.
         torch.set_num_threads(threads if policy.spec.image else 1)
-        if policy.device.type == "cpu" and not policy.spec.image:
-            policy.learner.use_threads(threads)
 
         self._check_memory(policy)
         self.collector = Collector(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,56 @@ from qwr_rllib.gradients import Compiler, Loss, LossGradient, compiled_kernels, 
 
 # Before the capture: the first makes Adam's moments and compiles what is to be compiled.
 EAGER_STEPS = 3
+STEPS_ALONE = 20
+PATIENCE_S = 0.02
+T = TypeVar("T")
+
+
+class Sharing:
+    """Shares PyTorch's operations among threads during a loop of steps, while that is faster.
+
+    The threads of an operation wait for each other, every 100 microseconds. Where a core has other
+    work to do as well, a step can take fifty times as long as with one thread. So the first steps
+    are timed with one; the others are shared, until they have fallen behind that.
+
+    Used as a context, at whose end PyTorch has as many threads as before.
+
+    Args:
+        threads: as many, or one.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._alone = 0.0  # seconds of a step with one thread
+        self._steps = 0
+        self._seconds = 0.0
+
+    def __enter__(self) -> Sharing:
+        self._before = torch.get_num_threads()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+
+    def over(self, minibatches: Iterable[T]) -> Iterator[T]:
+        """The minibatches, while whose steps are made; what comes between is shared too."""
+        for each in minibatches:
+            started = time.perf_counter()
+            yield each
+            if self._threads > 1:
+                self._steps += 1
+                self._seconds += time.perf_counter() - started
+                self._decide()
+
+    def _decide(self) -> None:
+        if self._alone:
+            if self._seconds > self._steps * self._alone + PATIENCE_S:
+                self._threads = 1
+                torch.set_num_threads(1)
+        elif self._steps == STEPS_ALONE:
+            self._alone = self._seconds / self._steps
+            self._steps, self._seconds = 0, 0.0
+            torch.set_num_threads(self._threads)
 
 
 class RegressionStep:
@@ -49,6 +100,8 @@ class RegressionStep:
     ) -> None:
         self._adam = _FlatAdam(module, lr, epsilon, grad_clip, compiler)
         self._gradient = gradient_of(module, loss, loss_gradient, self._adam.gradient, compiler)
+        self.shareable = self._gradient.shareable
+        """Whether its numbers are the same when threads share its operations."""
         self._eager_steps = EAGER_STEPS if capture else math.inf
         self._graph: torch.cuda.CUDAGraph | None = None
 

@@ -11,6 +11,7 @@ from helpers import CONTINUOUS, DISCRETE, filled, fragment
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 
 from qwr_rllib import learner as learner_module
+from qwr_rllib import steps as steps_module
 from qwr_rllib.learner import Learner, LearnerConfig, NonFiniteLossError
 from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.replay.storage import ReplayStorage
@@ -352,15 +353,21 @@ def test_training_of_any_network_is_algorithm_2(spec, kwargs):
 AWR = {"critic_type": "v", "actor_actions": "replay", "advantage_scaling": "minibatch"}
 
 
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 @pytest.mark.parametrize("settings", [{}, AWR], ids=["qwr", "awr"])
-def test_threads_change_nothing(settings, monkeypatch):
+def test_threads_change_nothing(spec, settings, monkeypatch):
     monkeypatch.setattr(learner_module, "MAX_TILE", 4)
+    monkeypatch.setattr(steps_module, "STEPS_ALONE", 1)
+    monkeypatch.setattr(steps_module, "PATIENCE_S", math.inf)
     found = []
     for threads in (1, 2, 3):
-        networks = networks_for(CONTINUOUS, critic_type=settings.get("critic_type", "q"))
-        learner = learner_for(CONTINUOUS, networks=networks, **settings)
-        learner.use_threads(threads)
-        view = view_of(CONTINUOUS)
+        # Of a size at which threads do share.
+        networks = networks_for(
+            spec, hiddens=(256, 256), critic_type=settings.get("critic_type", "q")
+        )
+        learner = learner_for(spec, networks=networks, train_batch_size=256, **settings)
+        learner.threads = threads
+        view = view_of(spec)
         metrics = [learner.train(view) for _ in range(2)]
         losses = [(each["critic_loss"], each["actor_loss"]) for each in metrics]
         found.append((losses, parameters_to_vector(networks.parameters()), learner.state_dict()))

@@ -20,7 +20,6 @@ from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.collection import Collector
-from qwr_rllib.learner import Learner
 from qwr_rllib.qwr import RefusedRowsError
 from qwr_rllib.replay.actor import Receipt
 
@@ -524,9 +523,7 @@ def test_impossible_values_are_named(training, message):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
-def test_threads_share_chunks_of_vectors_and_not_operations(monkeypatch):
-    asked = []
-    monkeypatch.setattr(Learner, "use_threads", lambda _, count: asked.append(count))
+def test_the_learner_has_the_cpus_of_its_process_and_acting_has_one():
     config = (
         QWRConfig()
         .environment("Pendulum-v1")
@@ -539,7 +536,7 @@ def test_threads_share_chunks_of_vectors_and_not_operations(monkeypatch):
     algo = config.build_algo()
     try:
         assert torch.get_num_threads() == 1
-        assert asked == [2]
+        assert algo.get_policy().learner.threads == 2
     finally:
         algo.stop()
         torch.set_num_threads(threads)
