@@ -20,8 +20,8 @@ from qwr_rllib.gradients import Compiler, Loss, LossGradient, compiled_kernels, 
 
 # Before the capture: the first makes Adam's moments and compiles what is to be compiled.
 EAGER_STEPS = 3
-STEPS_ALONE = 20
-PATIENCE_S = 0.02
+STEPS_ALONE = 20  # that tell what one thread needs
+PATIENCE_S = 0.02  # that shared steps may be behind that: a pause of the machine is no verdict
 T = TypeVar("T")
 
 
@@ -46,6 +46,8 @@ class Sharing:
 
     def __enter__(self) -> Sharing:
         self._before = torch.get_num_threads()
+        if self._threads > 1:
+            torch.set_num_threads(1)
         return self
 
     def __exit__(self, *_: object) -> None:
