@@ -20,8 +20,9 @@ class AWRConfig(QWRConfig):
     one action in each state it can only clone (``docs/theorem.md``).
 
     The return is truncated after ``margin`` steps. AWR's runs to the trajectory's end; what lies
-    beyond the default of 60 steps has a weight of ``lambda^60``, less than 5 %. Everything else
-    is as in :class:`~qwr_rllib.qwr.QWRConfig`.
+    beyond the default of 60 steps has a weight of ``lambda^60``, less than 5 %. The replay holds
+    50 000 steps, as Peng et al.'s: of few, with one action in each state, the actor learns the
+    noise. Everything else is as in :class:`~qwr_rllib.qwr.QWRConfig`.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
@@ -29,6 +30,7 @@ class AWRConfig(QWRConfig):
         self.critic_type = "v"
         self.actor_actions = "replay"
         self.margin = 60
+        self.replay_capacity = 50_000
 
 
 class AWR(QWR):

@@ -226,7 +226,7 @@ def test_a_config_says_only_what_differs():
         assert own.keys() == qwr.keys()
         return {key: own[key] for key in own if own[key] != qwr[key]}
 
-    assert differing(AWRConfig()) == AWR_SETTINGS | {"margin": 60}
+    assert differing(AWRConfig()) == AWR_SETTINGS | {"margin": 60, "replay_capacity": 50_000}
     assert differing(AWACConfig()) == AWAC_SETTINGS
 
 
