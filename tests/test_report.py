@@ -368,6 +368,24 @@ def test_curves_on_logged_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked == [("some/expert-v0", 5)]
 
 
+def test_a_group_looks_the_same_in_all_environments(tmp_path: Path) -> None:
+    write_trial(tmp_path, 0, backup="max")
+    write_trial(tmp_path, 1, backup="mean")
+    write_trial(tmp_path, 2, backup="mean", env="Hopper-v5")
+    write_trial(tmp_path, 3, backup="logsumexp", env="Hopper-v5")
+    figure = figures.draw(groups.group(trials.read([tmp_path])), "iqr")[0].figure
+    looks: dict[str, set[tuple[str, str]]] = {}
+    for part in figure.subfigs:
+        (legend,) = part.legends
+        for line, text in zip(legend.get_lines(), legend.get_texts(), strict=True):
+            if "paper" not in text.get_text():
+                look = (str(line.get_color()), str(line.get_marker()))
+                looks.setdefault(text.get_text(), set()).add(look)
+    assert len(looks) == 3
+    assert {len(of_one) for of_one in looks.values()} == {1}
+    assert len(set.union(*looks.values())) == 3
+
+
 def test_curves_on_data_that_is_gone(tmp_path: Path) -> None:
     write_trial(tmp_path, 0, steps=0, offline={"dataset": "/none/such"})
     figure = figures.draw(groups.group(trials.read([tmp_path])), "iqr")[0].figure

@@ -169,25 +169,25 @@ def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
     heights = [3.0 + 0.22 * _legend_rows(cells) for cells in by_env.values()]
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(by_env), 1, squeeze=False, height_ratios=heights)
+    everywhere = list(dict.fromkeys(cell.label for cells in by_env.values() for cell in cells))
     for part, (env, cells) in zip(parts[:, 0], by_env.items(), strict=True):
+        # A group looks the same in every row, unless there are more than there are colours.
+        own = [cell.label for cell in cells]
+        labels = own if len(everywhere) > MAX_LINES else everywhere
+        places = [labels.index(cell.label) for cell in cells]
+        looks = [(cell, (COLORS[i], MARKERS[i])) for cell, i in zip(cells, places, strict=True)]
         # Nothing is collected where data is logged.
         titles = {name: TITLES[name] for name in list(TITLES)[cells[0].offline :]}
         row = part.subplots(1, len(titles), sharey=True, sharex=True, squeeze=False)[0]
         for axes, (column, title) in zip(row, titles.items(), strict=True):
-            drawn = [
-                _plot(axes, cell, column, kind, color, marker)
-                for cell, color, marker in zip(cells, COLORS, MARKERS, strict=False)
-            ]
+            drawn = [_plot(axes, cell, column, kind, *look) for cell, look in looks]
             line = _reference_line(axes, cells)
             axes.set_title(f"{env}: {title}")
             axes.set_xlabel(_steps_label(cells))
             if not any(drawn):
                 _say(axes, "no evaluation" if column.startswith("eval") else "no return yet")
         row[0].set_ylabel("episode return")
-        handles = [
-            _handle(cell, color, marker)
-            for cell, color, marker in zip(cells, COLORS, MARKERS, strict=False)
-        ]
+        handles = [_handle(cell, *look) for cell, look in looks]
         part.legend(
             handles=handles + ([line] if line else []),
             loc="outside lower center",
