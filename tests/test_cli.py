@@ -243,7 +243,7 @@ def test_tune_is_given_our_defaults_to_resume_with(tmp_path: Path) -> None:
     experiment = check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
     given = experiment.tune_spec["config"]
     names = ("beta", "gamma", "margin", "replay_capacity", "grad_clip")
-    assert [given[name] for name in names] == [2.0, 0.9, 60, 5000, 50.0]
+    assert [given[name] for name in names] == [2.0, 0.9, 60, 50_000, 50.0]
 
 
 @pytest.mark.parametrize(
