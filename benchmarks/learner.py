@@ -3,8 +3,10 @@
     python benchmarks/learner.py --rows 10000 --rows 50000 --out benchmarks/results/learner.json
     python benchmarks/learner.py --task atari --rows 20000 --steps 100 \
         --out benchmarks/results/learner-atari.json
-    python benchmarks/learner.py --device cuda --rows 10000 --rows 50000 --steps 3000 \
+    python benchmarks/learner.py --device cuda --rows 10000 --steps 3000 --turns 2 \
         --out benchmarks/results/learner-gpu.json
+    python benchmarks/learner.py --device cuda --task atari --rows 20000 --steps 300 --turns 2 \
+        --out benchmarks/results/learner-gpu-atari.json
 
 On a GPU the learner is measured in four forms: its operations one by one, by ``torch.compile``,
 each step as a CUDA graph, and by both.
