@@ -70,7 +70,6 @@ class Sharing:
                 torch.set_num_threads(1)
         elif self._steps == STEPS_ALONE:
             self._alone = self._seconds / self._steps
-            self._steps, self._seconds = 0, 0.0
             torch.set_num_threads(self._threads)
 
 

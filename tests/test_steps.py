@@ -51,9 +51,14 @@ def test_a_moment_behind_is_forgiven(clock):
         assert threads_of(sharing, clock, [0.0205, 0.0005, 0.003, 0.0005]) == [2, 2, 2, 1]
 
 
-def test_one_thread_is_not_touched(clock):
-    with Sharing(1) as sharing:
-        assert set(threads_of(sharing, clock, [1.0, 1.0, 3.0, 3.0])) == {1}
+def test_with_one_thread_pytorchs_number_is_not_touched(clock):
+    torch.set_num_threads(2)
+    try:
+        with Sharing(1) as sharing:
+            assert threads_of(sharing, clock, [1.0, 1.0, 3.0, 3.0]) == [2, 2, 2, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_threads_are_as_before_after_an_error(clock):
