@@ -1,26 +1,27 @@
 """Training that starts no Ray: an environment, the store, the view and the learner in one loop.
 
-    python benchmarks/in_process.py Hopper-v5 --steps 60000 --config '{"backup_temperature": 0.1}' \
-        --out hopper.jsonl
+    python benchmarks/in_process.py Hopper-v5 --config '{"backup_temperature": 0.1}'
+    python benchmarks/in_process.py --like docs/results/table1/awr/AWR_Hopper-v5_seed0 --device cuda
 
-For looking at many settings quickly: an iteration takes what the learner takes. Rows, targets and
-updates are those of ``rllib train``; random numbers are drawn in another order, so that a run is
-another sample of the same thing and not the same run. A line of JSON for each iteration:
+For looking at many settings quickly, and for a machine without Ray: an iteration takes what the
+learner takes. Rows, targets and updates are those of ``rllib train``; random numbers are drawn in
+another order, so that a run is another sample of the same thing and not the same run.
 
-    steps     environment steps so far
-    training  mean return of the last 10 episodes, with the policy's noise
-    mode      every ``--evaluate-every`` iterations: mean return of 10 episodes with its mode
-    q_mean, critic_loss, weight_ess: see docs/metrics.md
-    q_std     standard deviation of Q over the actions of a state, in the median one of 512
-    moved     root mean square of how far the policy's mean moved in the states just collected
+A line for each iteration, in the shape of RLlib's ``result.json`` as far as reports read it: the
+training return with the policy's noise, the evaluation with its mode. What Ray's do not have:
+
+    learner/q_std       standard deviation of Q over the actions of a state, in the median of 512
+    learner/moved       root mean square of how far the policy's mean moved in the new states
+    versions/in_process the device: the mark of a run of this script
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,14 +29,14 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from qwr_rllib.cli.experiments import JsonObject
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import QWRNetworks
-from qwr_rllib.qwr import QWRConfig
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
+from qwr_rllib.versions import versions
 
+SMOOTHING = 100  # episodes in the mean return of training, as RLlib's
 EVALUATION_EPISODES = 10
 
 
@@ -48,7 +49,7 @@ class Actor:
         self.obs, _ = env.reset(seed=seed)
         self.episode = self.step = 0
         self.total = 0.0
-        self.returns: deque[float] = deque(maxlen=10)
+        self.returns: deque[float] = deque(maxlen=SMOOTHING)
 
     @torch.inference_mode()
     def mean(self, obs: np.ndarray) -> np.ndarray:
@@ -89,17 +90,17 @@ class Actor:
                 self.obs, _ = self.env.reset()
                 self.episode, self.step, self.total = self.episode + 1, 0, 0.0
 
-    def evaluate(self) -> float:
-        """Mean return of episodes with the mode, in an environment of its own."""
-        actor = Actor(gym.make(self.env.spec), self.networks, seed=0)  # type: ignore[arg-type]
-        total = 0.0
+    def evaluate(self) -> list[float]:
+        """Returns of episodes with the mode."""
+        returns = []
         for _ in range(EVALUATION_EPISODES):
-            done = False
+            self.obs, _ = self.env.reset()
+            total, done = 0.0, False
             while not done:
-                obs, reward, *ends = actor.act(actor.mean(actor.obs))
-                actor.obs, total, done = obs, total + reward, any(ends)
-            actor.obs, _ = actor.env.reset()
-        return total / EVALUATION_EPISODES
+                self.obs, reward, *ends = self.act(self.mean(self.obs))
+                total, done = total + reward, any(ends)
+            returns.append(total)
+        return returns
 
 
 @torch.no_grad()
@@ -111,40 +112,66 @@ def std_over_actions(learner: Learner, view: ReplayView, slots: torch.Tensor) ->
     return critic.q_values(features, actions).std(-1).median().item()
 
 
+def settings_of(trial: Path | None) -> dict[str, Any]:
+    """The config that a trial's results name, or QWR's defaults."""
+    if trial:
+        return json.loads((trial / "result.json").read_text().splitlines()[-1])["config"]
+    from qwr_rllib.qwr import QWRConfig  # the one thing here that needs Ray
+
+    return QWRConfig().to_dict()
+
+
 @click.command()
-@click.argument("env_id", metavar="ENV")
-@click.option("--steps", default=100_000, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--config", "given", type=JsonObject(), default={}, metavar="JSON",
-              help="Keys of LearnerConfig and those of the replay.")  # fmt: skip
-@click.option("--evaluate-every", default=5, show_default=True, help="Iterations.")
+@click.argument("env_id", metavar="[ENV]", required=False)
+@click.option("--like", type=click.Path(exists=True, file_okay=False, path_type=Path),
+              help="A trial's folder, which has the environment, seed and settings.")  # fmt: skip
+@click.option("--iterations", default=100, show_default=True)
+@click.option("--seed", type=int, show_default="the trial's, or 0")
+@click.option("--config", "given", type=json.loads, default="{}", metavar="JSON")
+@click.option("--evaluate-every", default=10, show_default=True, help="Iterations.")
+@click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.File("w"), default="-")
 def main(
-    env_id: str, steps: int, seed: int, given: dict[str, Any], evaluate_every: int, out: Any
+    env_id: str | None,
+    like: Path | None,
+    iterations: int,
+    seed: int | None,
+    given: dict[str, Any],
+    evaluate_every: int,
+    device: str,
+    out: Any,
 ) -> None:
+    config = settings_of(like)
+    if unknown := given.keys() - config.keys():
+        raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
+    config |= given
+    env_id = config["env"] = env_id or config["env"]
+    if not env_id:
+        raise click.UsageError("needs an environment, or --like")
+    seed = config["seed"] = config["seed"] or 0 if seed is None else seed
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    names = {field.name for field in fields(LearnerConfig)}
-    defaults = QWRConfig()
-    settings = {
-        name: getattr(defaults, name)
-        for name in ("replay_capacity", "n_interactions", "action_std")
-    }
-    if unknown := given.keys() - settings.keys() - names:
-        raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
-    settings |= given
     env = gym.make(env_id)
     spaces: Any = env.observation_space, env.action_space
     spec = Spec(spaces[0].shape, "float32", spaces[1].shape[0], False)
-    learner_config = LearnerConfig(**{k: v for k, v in settings.items() if k in names})
-    networks = QWRNetworks(
-        spec, gamma=learner_config.gamma_at(0), action_std=settings["action_std"]
-    )
+    # RLlib calls lambda_ "lambda"; a key that the trial's release did not have keeps its default.
+    keys = {name.rstrip("_"): name for name in LearnerConfig.__dataclass_fields__}
+    learner_config = LearnerConfig(**{keys[k]: v for k, v in config.items() if k in keys})
+    gamma, std = learner_config.gamma_at(0), config["action_std"]
+    networks = QWRNetworks(spec, gamma=gamma, action_std=std, critic_type=config["critic_type"])
+    networks.to(device)
     learner = Learner(networks, learner_config, seed)
-    capacity, per_iteration = settings["replay_capacity"], settings["n_interactions"]
-    storage, view = ReplayStorage(spec, capacity), ReplayView(spec, capacity)
-    actor = Actor(env, networks, seed)
-    for iteration in range(1, steps // per_iteration + 1):
+    capacity, per_iteration = config["replay_capacity"], config["n_interactions"]
+    storage, view = ReplayStorage(spec, capacity), ReplayView(spec, capacity, device)
+    acting = QWRNetworks(spec, action_std=std, with_critic=False)
+    acting.load_state_dict(networks.acting_state())
+    actor = Actor(env, acting, seed)
+    evaluated = Actor(gym.make(env_id), acting, seed + 10_000)
+    made_with = versions() | {
+        "in_process": torch.cuda.get_device_name() if device == "cuda" else device
+    }
+    started = time.perf_counter()
+    for iteration in range(1, iterations + 1):
         for fragment in actor.collect(per_iteration):
             storage.add(fragment)
         new = view.update(storage.changes(view.uid, view.version))
@@ -153,16 +180,34 @@ def main(
         metrics = learner.train(view)
         moved = networks.behaviour(view.observations(new)).detach()
         moved -= view.columns["action_dist_inputs"][new]
-        row = {
-            "steps": iteration * per_iteration,
-            "training": float(np.mean(actor.returns)) if actor.returns else None,
-            **{name: metrics[name] for name in ("q_mean", "critic_loss", "weight_ess")},
-            "q_std": std_over_actions(learner, view, new[torch.randint(len(new), (512,))]),
-            "moved": moved.square().sum(-1).mean().sqrt().item(),
+        metrics["moved"] = moved.square().sum(-1).mean().sqrt().item()
+        if learner_config.critic_type == "q":
+            some = new[torch.randint(len(new), (512,))]
+            metrics["q_std"] = std_over_actions(learner, view, some)
+        acting.load_state_dict(networks.acting_state())
+        row: dict[str, Any] = {
+            "training_iteration": iteration,
+            "num_env_steps_sampled_lifetime": iteration * per_iteration,
+            "time_total_s": time.perf_counter() - started,
+            "env_runners": {
+                "episode_return_mean": float(np.mean(actor.returns or [np.nan])),
+            },
+            "learner": metrics,
+            "done": iteration == iterations,
         }
         if iteration % evaluate_every == 0:
-            row["mode"] = actor.evaluate()
-        click.echo(json.dumps(row), file=out)
+            returns = evaluated.evaluate()
+            row["evaluation"] = {
+                "env_runners": {
+                    "episode_return_mean": float(np.mean(returns)),
+                    "hist_stats": {"episode_reward": returns},
+                }
+            }
+        if row["done"]:
+            row["env_runners"]["hist_stats"] = {"episode_reward": list(actor.returns)}
+            row |= {"config": config, "versions": made_with}
+            row["date"] = time.strftime("%Y-%m-%d_%H-%M-%S")
+        click.echo(json.dumps(row, default=str), file=out)
         out.flush()
 
 
