@@ -112,6 +112,14 @@ def std_over_actions(learner: Learner, view: ReplayView, slots: torch.Tensor) ->
     return critic.q_values(features, actions).std(-1).median().item()
 
 
+def json_object(text: str) -> dict[str, Any]:
+    """The value of an option; the package's own type for it needs Ray."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f'expected an object such as {{"key": 1}}, got {text}')
+    return value
+
+
 def settings_of(trial: Path | None) -> dict[str, Any]:
     """The config that a trial's results name, or QWR's defaults."""
     if trial:
@@ -127,7 +135,8 @@ def settings_of(trial: Path | None) -> dict[str, Any]:
               help="A trial's folder, which has the environment, seed and settings.")  # fmt: skip
 @click.option("--iterations", default=100, show_default=True)
 @click.option("--seed", type=int, show_default="the trial's, or 0")
-@click.option("--config", "given", type=json.loads, default="{}", metavar="JSON")
+@click.option("--config", "given", type=json_object, default="{}", metavar="JSON",
+              help="Changes to the settings.")  # fmt: skip
 @click.option("--evaluate-every", default=10, show_default=True, help="Iterations.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.File("w"), default="-")

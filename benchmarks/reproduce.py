@@ -1,12 +1,17 @@
 """The paper's Table 1, a cell at a time, stopped and taken up again at will.
 
     python benchmarks/reproduce.py --seeds 5 --jobs 2
+    python benchmarks/reproduce.py --seeds 2 --jobs 16 --in-process cuda --results results
     qwr report docs/results/table1 --out docs/reports/table1      # pip install -e '.[report]'
 
 A cell is a variant of the algorithm, a task and a seed: 100 iterations of ``rllib train`` with a
 Ray of its own on one CPU. Cells whose results lie in ``--results`` are done, on whichever machine
 that was; one that was interrupted goes on from its last checkpoint below ``--storage-path``. A
 seed of every task comes before the next seed.
+
+With ``--in-process`` a cell is 100 iterations of ``in_process.py`` instead, which needs no Ray and
+can have its learner on a GPU; an interrupted one begins anew. Many processes share a GPU well only
+below NVIDIA's MPS: ``nvidia-cuda-mps-control -d``.
 
 What is kept of a cell is what reports read: its configuration, and of each result the returns, the
 losses and what else :data:`qwr_rllib.report.trials.COLUMNS` names.
@@ -27,8 +32,8 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from in_process import json_object
 
-from qwr_rllib.cli.experiments import JsonObject
 from qwr_rllib.report import COMMANDS_FILE
 from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
 
@@ -40,6 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "awr": ("AWR", {}),
 }
 ITERATIONS = 100
+RAY_RESULTS = Path("docs/results/table1")
 CONFIG = {
     "num_env_runners": 0,
     "learner_threads": 1,
@@ -84,10 +90,10 @@ def keep(trial: Path, place: Path) -> None:
     (place / "result.json").write_text(text)
 
 
-def run(
-    variant: str, env: str, seed: int, place: Path, storage: Path, changes: dict[str, Any]
-) -> int:
-    """Trains a cell and keeps its results; the exit code of ``rllib train``."""
+def ray_command(
+    variant: str, env: str, seed: int, storage: Path, changes: dict[str, Any]
+) -> list[str]:
+    """Trains a cell by ``rllib train``, or goes on with it."""
     name = f"{variant}-{env}-{seed}"
     algorithm, config = VARIANTS[variant]
     command = [
@@ -106,7 +112,39 @@ def run(
     ]
     if list((storage / name).glob("*/checkpoint_*")):
         command.append("--resume")
+    return command
+
+
+def in_process_command(
+    variant: str, env: str, seed: int, storage: Path, changes: dict[str, Any], device: str
+) -> list[str]:
+    """Trains a cell by ``in_process.py``, with the settings that the variant had with Ray."""
+    like = RAY_RESULTS / variant / f"{VARIANTS[variant][0]}_{env}_seed0"
+    out = storage / f"{variant}-{env}-{seed}" / "in_process" / "result.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return [
+        *(sys.executable, str(Path(__file__).with_name("in_process.py"))),
+        *("--like", str(like), "--seed", str(seed), "--config", json.dumps(changes)),
+        *("--iterations", str(ITERATIONS), "--device", device, "--out", str(out)),
+    ]
+
+
+def run(
+    variant: str,
+    env: str,
+    seed: int,
+    place: Path,
+    storage: Path,
+    changes: dict[str, Any],
+    device: str | None,
+) -> int:
+    """Trains a cell and keeps its results; the exit code of its process."""
+    name = f"{variant}-{env}-{seed}"
     storage.mkdir(parents=True, exist_ok=True)
+    if device:
+        command = in_process_command(variant, env, seed, storage, changes, device)
+    else:
+        command = ray_command(variant, env, seed, storage, changes)
     click.echo(f"{name}: begins, see {storage / name}.log")
     with open(storage / f"{name}.log", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode
@@ -116,7 +154,11 @@ def run(
         keep(max(results, key=lambda result: result.stat().st_mtime).parent, place)
         kept_command = ["python", "benchmarks/reproduce.py", "--variant", variant]
         if changes:
-            kept_command += ["--config", json.dumps(changes), "--results", str(place.parents[1])]
+            kept_command += ["--config", json.dumps(changes)]
+        if device:
+            kept_command += ["--in-process", device]
+        if changes or device:
+            kept_command += ["--results", str(place.parents[1])]
         (place.parent / COMMANDS_FILE).write_text(shlex.join(kept_command) + "\n")
     click.echo(f"{name}: {'done' if code == 0 else f'exit code {code}'}")
     return code
@@ -134,11 +176,13 @@ def run(
 @click.option("--env", "envs", multiple=True, type=click.Choice(ENVS), default=ENVS)
 @click.option("--seeds", default=5, show_default=True, help="Seeds 0, 1, ... of each task.")
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", help="Cells at a time.")
-@click.option("--config", "changes", type=JsonObject(), default={}, metavar="JSON",
+@click.option("--config", "changes", type=json_object, default="{}", metavar="JSON",
               help="Changes to every cell; needs --results.")  # fmt: skip
+@click.option("--in-process", "device", metavar="DEVICE",
+              help="Without Ray, the learner on cpu or cuda; needs --results.")  # fmt: skip
 @click.option(
     "--results",
-    default="docs/results/table1",
+    default=str(RAY_RESULTS),
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
 )
@@ -150,12 +194,13 @@ def main(
     seeds: int,
     jobs: int,
     changes: dict[str, Any],
+    device: str | None,
     results: Path,
     storage_path: Path | None,
 ) -> None:
     source = click.get_current_context().get_parameter_source("results")
-    if changes and source == ParameterSource.DEFAULT:
-        raise click.UsageError("--config needs --results: other settings are other cells")
+    if (changes or device) and source == ParameterSource.DEFAULT:
+        raise click.UsageError("--config and --in-process need --results: these are other cells")
     cells = {
         (variant, env, seed): results / variant / f"{VARIANTS[variant][0]}_{env}_seed{seed}"
         for seed, variant, env in itertools.product(range(seeds), variants, envs)
@@ -165,7 +210,9 @@ def main(
     storage_path = storage_path or Path("~/ray_results", results.resolve().name)
     storage = storage_path.expanduser().resolve()
     with ThreadPoolExecutor(jobs) as pool:
-        codes = pool.map(lambda item: run(*item[0], item[1], storage, changes), missing.items())
+        codes = pool.map(
+            lambda item: run(*item[0], item[1], storage, changes, device), missing.items()
+        )
     sys.exit(max(codes, default=0))
 
 
