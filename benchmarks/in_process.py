@@ -157,7 +157,7 @@ def main(
     env_id = config["env"] = env_id or config["env"]
     if not env_id:
         raise click.UsageError("needs an environment, or --like")
-    seed = config["seed"] = config["seed"] or 0 if seed is None else seed
+    seed = config["seed"] = (config["seed"] or 0) if seed is None else seed
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     env = gym.make(env_id)
@@ -176,9 +176,8 @@ def main(
     acting.load_state_dict(networks.acting_state())
     actor = Actor(env, acting, seed)
     evaluated = Actor(gym.make(env_id), acting, seed + 10_000)
-    made_with = versions() | {
-        "in_process": torch.cuda.get_device_name() if device == "cuda" else device
-    }
+    on_gpu = device.startswith("cuda")
+    made_with = versions() | {"in_process": torch.cuda.get_device_name() if on_gpu else device}
     started = time.perf_counter()
     for iteration in range(1, iterations + 1):
         for fragment in actor.collect(per_iteration):

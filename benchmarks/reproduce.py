@@ -44,6 +44,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwr-avg": ("QWR", {"backup": "mean"}),
     "awr": ("AWR", {}),
 }
+DEFAULTS = {"QWR": "qwr-lse", "AWR": "awr"}  # the variants without changes
 ITERATIONS = 100
 RAY_RESULTS = Path("docs/results/table1")
 CONFIG = {
@@ -118,13 +119,14 @@ def ray_command(
 def in_process_command(
     variant: str, env: str, seed: int, storage: Path, changes: dict[str, Any], device: str
 ) -> list[str]:
-    """Trains a cell by ``in_process.py``, with the settings that the variant had with Ray."""
-    like = RAY_RESULTS / variant / f"{VARIANTS[variant][0]}_{env}_seed0"
+    """Trains a cell by ``in_process.py``, with the settings that its algorithm had with Ray."""
+    algorithm, config = VARIANTS[variant]
+    like = RAY_RESULTS / DEFAULTS[algorithm] / f"{algorithm}_{env}_seed0"
     out = storage / f"{variant}-{env}-{seed}" / "in_process" / "result.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     return [
         *(sys.executable, str(Path(__file__).with_name("in_process.py"))),
-        *("--like", str(like), "--seed", str(seed), "--config", json.dumps(changes)),
+        *("--like", str(like), "--seed", str(seed), "--config", json.dumps(config | changes)),
         *("--iterations", str(ITERATIONS), "--device", device, "--out", str(out)),
     ]
 
