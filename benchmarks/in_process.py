@@ -33,11 +33,23 @@ from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.settings import learner_config, networks_of
 from qwr_rllib.specs import Spec
 from qwr_rllib.versions import versions
 
 SMOOTHING = 100  # episodes in the mean return of training, as RLlib's
 EVALUATION_EPISODES = 10
+# RLlib calls lambda_ "lambda".
+DEFAULTS = {
+    name.rstrip("_"): field.default for name, field in LearnerConfig.__dataclass_fields__.items()
+}
+CHANGEABLE = DEFAULTS.keys() | {
+    "action_std",
+    "critic_post_gate_layer",
+    "n_interactions",
+    "normalize_observations",
+    "replay_capacity",
+}
 
 
 class Actor:
@@ -123,7 +135,8 @@ def json_object(text: str) -> dict[str, Any]:
 def settings_of(trial: Path | None) -> dict[str, Any]:
     """The config that a trial's results name, or QWR's defaults."""
     if trial:
-        return json.loads((trial / "result.json").read_text().splitlines()[-1])["config"]
+        results = (trial / "result.json").read_text().splitlines()
+        return DEFAULTS | json.loads(results[-1])["config"]  # a later release may have more keys
     from qwr_rllib.qwr import QWRConfig  # the one thing here that needs Ray
 
     return QWRConfig().to_dict()
@@ -136,7 +149,7 @@ def settings_of(trial: Path | None) -> dict[str, Any]:
 @click.option("--iterations", default=100, show_default=True)
 @click.option("--seed", type=int, show_default="the trial's, or 0")
 @click.option("--config", "given", type=json_object, default="{}", metavar="JSON",
-              help="Changes to the settings.")  # fmt: skip
+              help="Changes to the learner's, replay's and networks' settings.")  # fmt: skip
 @click.option("--evaluate-every", default=10, show_default=True, help="Iterations.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.File("w"), default="-")
@@ -151,8 +164,10 @@ def main(
     out: Any,
 ) -> None:
     config = settings_of(like)
-    if unknown := given.keys() - config.keys():
-        raise click.BadParameter(f"unknown config key {unknown.pop()!r}")
+    if unknown := given.keys() - CHANGEABLE:
+        raise click.BadParameter(
+            f"unknown config key {unknown.pop()!r}, known are {', '.join(sorted(CHANGEABLE))}"
+        )
     config |= given
     env_id = config["env"] = env_id or config["env"]
     if not env_id:
@@ -163,16 +178,11 @@ def main(
     env = gym.make(env_id)
     spaces: Any = env.observation_space, env.action_space
     spec = Spec(spaces[0].shape, "float32", spaces[1].shape[0], False)
-    # RLlib calls lambda_ "lambda"; a key that the trial's release did not have keeps its default.
-    keys = {name.rstrip("_"): name for name in LearnerConfig.__dataclass_fields__}
-    learner_config = LearnerConfig(**{keys[k]: v for k, v in config.items() if k in keys})
-    gamma, std = learner_config.gamma_at(0), config["action_std"]
-    networks = QWRNetworks(spec, gamma=gamma, action_std=std, critic_type=config["critic_type"])
-    networks.to(device)
-    learner = Learner(networks, learner_config, seed)
+    settings, networks = learner_config(config), networks_of(spec, config).to(device)
+    learner = Learner(networks, settings, seed)
     capacity, per_iteration = config["replay_capacity"], config["n_interactions"]
     storage, view = ReplayStorage(spec, capacity), ReplayView(spec, capacity, device)
-    acting = QWRNetworks(spec, action_std=std, with_critic=False)
+    acting = networks_of(spec, config, with_critic=False)
     acting.load_state_dict(networks.acting_state())
     actor = Actor(env, acting, seed)
     evaluated = Actor(gym.make(env_id), acting, seed + 10_000)
@@ -184,12 +194,12 @@ def main(
             storage.add(fragment)
         new = view.update(storage.changes(view.uid, view.version))
         learner.observe(view.observations(new))
-        learner.gamma = learner_config.gamma_at(iteration * per_iteration)
+        learner.gamma = settings.gamma_at(iteration * per_iteration)
         metrics = learner.train(view)
         moved = networks.behaviour(view.observations(new)).detach()
         moved -= view.columns["action_dist_inputs"][new]
         metrics["moved"] = moved.square().sum(-1).mean().sqrt().item()
-        if learner_config.critic_type == "q":
+        if settings.critic_type == "q":
             some = new[torch.randint(len(new), (512,))]
             metrics["q_std"] = std_over_actions(learner, view, some)
         acting.load_state_dict(networks.acting_state())

@@ -51,11 +51,12 @@ from qwr_rllib.metrics import RunMetrics
 from qwr_rllib.names import did_you_mean, from_mapping
 from qwr_rllib.networks import ACTIVATIONS
 from qwr_rllib.offline import OfflineConfig, load
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, learner_config, networks_of, spec_of
+from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, spec_of
 from qwr_rllib.replay.actor import ReplayActor
 from qwr_rllib.replay.storage import ReplayStorage, check_arrays, memory_bytes
 from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.settings import learner_config, networks_of
 from qwr_rllib.versions import versions
 
 # Below RLlib's logger: its handler and the config's log_level apply.

@@ -19,10 +19,11 @@ from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
 from qwr_rllib.envs import frame_stack_of
-from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import CONV_FILTERS, CONV_HIDDENS, GaussianActor, QWRNetworks
+from qwr_rllib.learner import Learner
+from qwr_rllib.networks import GaussianActor, QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.settings import learner_config, networks_of
 from qwr_rllib.specs import Spec
 
 # What is collected of an environment step; RLlib drops what no view requirement names.
@@ -267,28 +268,3 @@ class QWRTorchPolicy(TorchPolicyV2):
         )
         if self.learner is not None and "learner" in state:
             self.learner.load_state_dict(state["learner"])
-
-
-def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetworks:
-    """The networks that a :class:`~qwr_rllib.qwr.QWRConfig` or its dict asks for."""
-    model = config["model"]
-    return QWRNetworks(
-        spec,
-        hiddens=model["fcnet_hiddens"],
-        activation=model["fcnet_activation"],
-        gamma=learner_config(config).gamma_at(0),
-        action_std=config["action_std"],
-        normalize_observations=config["normalize_observations"],
-        critic_post_gate_layer=config["critic_post_gate_layer"],
-        critic_type=config["critic_type"],
-        with_critic=with_critic,
-        conv_filters=model["conv_filters"] or CONV_FILTERS,
-        conv_hiddens=model["post_fcnet_hiddens"] or CONV_HIDDENS,
-    )
-
-
-def learner_config(config: Any) -> LearnerConfig:
-    """The learner's part of a :class:`~qwr_rllib.qwr.QWRConfig` or its dict."""
-    # RLlib's dict form calls lambda_ "lambda".
-    names = LearnerConfig.__dataclass_fields__
-    return LearnerConfig(**{name: config[name.rstrip("_")] for name in names})
