@@ -29,6 +29,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from qwr_rllib import deployment
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
@@ -153,6 +154,8 @@ def settings_of(trial: Path | None) -> dict[str, Any]:
 @click.option("--evaluate-every", default=10, show_default=True, help="Iterations.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=click.File("w"), default="-")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write the trained policy here, as safetensors.")  # fmt: skip
 def main(
     env_id: str | None,
     like: Path | None,
@@ -162,6 +165,7 @@ def main(
     evaluate_every: int,
     device: str,
     out: Any,
+    save: Path | None,
 ) -> None:
     config = settings_of(like)
     if unknown := given.keys() - CHANGEABLE:
@@ -227,6 +231,9 @@ def main(
             row["date"] = time.strftime("%Y-%m-%d_%H-%M-%S")
         click.echo(json.dumps(row, default=str), file=out)
         out.flush()
+    if save:
+        about = deployment.describe(spec, *spaces, config, iterations * per_iteration)
+        deployment.save(save, networks.acting_state(), about)
 
 
 if __name__ == "__main__":
