@@ -204,7 +204,7 @@ class QWRConfig(AlgorithmConfig):
                 RLlib's recorded output, and what else
                 :class:`~qwr_rllib.offline.OfflineConfig` has.
             max_refused_fraction: The run fails when more than this share of an iteration's rows
-                is refused by the replay (NaN, wrong shapes).
+                is refused by the replay (NaN, infinite values).
             overlap_sampling: Collect the next iteration's rows while the learner trains, with the
                 actor of the iteration before. The paper does one after the other.
             compile: True compiles the regressions by ``torch.compile``; "auto" takes Numba's

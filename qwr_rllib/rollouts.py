@@ -140,7 +140,8 @@ def fragments_of(policy: QWRTorchPolicy, batch: SampleBatch) -> list[Fragment]:
             params = np.append(params, last_mu[i : i + 1], axis=0)
         context = None
         if spec.frame_stack > 1:
-            if not np.array_equal(states[1:, :-1], states[:-1, 1:]):
+            # A NaN in a frame is no reason: the replay refuses the rows that it spoils.
+            if not np.array_equal(states[1:, :-1], states[:-1, 1:], equal_nan=True):
                 raise ValueError(
                     f"frame_stack is {spec.frame_stack}, but the observations of "
                     f"{policy.config['env']} are not stacks of the last frames, newest last"

@@ -195,22 +195,78 @@ def test_observations_and_actions_of_any_shape(build):
 
 
 def test_bad_rows_are_refused_and_the_rest_goes_on(build, caplog):
-    algo = build("rarely-bad", max_refused_fraction=0.2)
-    result = algo.train()
-    refused = result["replay"]["num_rows_refused_lifetime"]
-    assert 7 <= refused <= 28
-    assert result["replay"]["num_rows"] == 200 - refused
+    result = build("rarely-bad").train()
+    # The observation of the first reset, of the states after steps 100 and 200, and the step that
+    # led to each of the latter.
+    assert result["replay"]["num_rows_refused_lifetime"] == 1 + 2 + 1
+    assert result["replay"]["num_rows"] == 196
     assert result["num_env_steps_sampled_lifetime"] == 200
     assert "obs has a NaN or infinite value" in caplog.text
     assert "episode" in caplog.text
 
 
 def test_too_many_bad_rows_end_the_run(build):
-    algo = build("often-bad", max_refused_fraction=0.2)
+    algo = build("often-bad")
+    # Every tenth state, as above; those after steps 70 and 140 begin an episode.
     with pytest.raises(
-        RefusedRowsError, match=r"of 200 rows were refused.*max_refused_fraction 0.2"
+        RefusedRowsError, match=r"38 of 200 rows were refused.*max_refused_fraction 0.1"
     ):
         algo.train()
+
+
+class Once(gym.Env):
+    """Observation ``(t, 0)``, one of whose values or rewards is bad; it never ends."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, bad: str):
+        self.bad = bad
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        obs, reward = np.array([self.t, 0], np.float32), 1.0
+        if self.t == 57:
+            obs[1] = {"obs": np.nan}.get(self.bad, 0)
+            reward = {"rewards": np.nan}.get(self.bad, 1.0)
+        return obs, reward, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("bad", "refused"),
+    # The reward is that of row 56. A bad state 57 spoils row 56 as well, which led to it.
+    [("obs", [56, 57]), ("rewards", [56]), ("actions", [57]), ("action_dist_inputs", [56, 57])],
+)
+def test_one_bad_value_does_not_end_a_run(build, bad, refused):
+    register_env("once", lambda config: Once(bad))
+    algo = build("once")
+    policy, compute = algo.get_policy(), algo.get_policy().compute_actions_from_input_dict
+
+    def spoiled(input_dict, **kwargs):
+        actions, state, extra = compute(input_dict, **kwargs)
+        if input_dict["obs"][0][0] == 57:
+            if bad == "actions":
+                actions = actions * np.nan
+            elif bad == "action_dist_inputs":
+                extra[bad] = extra[bad] * np.nan
+        return actions, state, extra
+
+    policy.compute_actions_from_input_dict = spoiled
+    results = [algo.train(), algo.train()]
+    for number, result in enumerate(results, 1):
+        assert result["replay"]["num_rows_refused_lifetime"] == len(refused)
+        assert result["replay"]["num_rows"] == 200 * number - len(refused)
+        assert np.isfinite(list(result["learner"].values())).all()
+    columns = algo.view.columns
+    rows = algo.view.rows.numpy()
+    times = columns["obs"][:, 0].numpy()
+    assert sorted(times[rows]) == [t for t in range(400) if t not in refused]
+    # The state after each row is the next one: no trajectory bridges the gap.
+    np.testing.assert_array_equal(times[algo.view.next.numpy()[rows]], times[rows] + 1)
 
 
 def test_a_killed_rollout_worker_does_not_end_the_run(build):

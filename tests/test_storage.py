@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import CONTINUOUS, DISCRETE, fragment, steps, stored
+from helpers import CONTINUOUS, DISCRETE, STACKED, fragment, steps, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -330,6 +330,89 @@ def test_impossible_discrete_actions_are_refused(actions, message):
     with pytest.raises(RefusedFragmentError, match=message):
         storage.add(fragment(1, 0, 3, spec=DISCRETE, actions=actions))
     assert storage.num_rows == 0
+
+
+LATER = fragment(9, 14, 16, "truncated")
+
+
+@pytest.mark.parametrize(
+    ("bad", "refused", "cuts"),
+    [
+        # A bad state takes the row that led to it along, whose return cannot go on from there.
+        (spoiled("obs", 2, np.nan), {11: 2}, [(10, 11), (13, 16)]),
+        (spoiled("obs", 0, np.nan), {10: 1}, [(11, 16)]),
+        (spoiled("obs", 4, np.inf), {13: 1}, [(10, 13), (14, 16)]),
+        (spoiled("action_dist_inputs", 2, np.nan), {11: 2}, [(10, 11), (13, 16)]),
+        (spoiled("actions", 2, np.nan), {12: 1}, [(10, 12), (13, 16)]),
+        (spoiled("rewards", 2, -np.inf), {12: 1}, [(10, 12), (13, 16)]),
+        (spoiled("rewards", [0, 2], np.nan), {10: 1, 12: 1}, [(11, 12), (13, 16)]),
+        (spoiled("rewards", [0, 1, 2, 3], np.nan), {10: 4}, [(14, 16)]),
+    ],
+)
+def test_rows_around_a_bad_one_are_stored(bad, refused, cuts):
+    storage = store(fragment(9, 8, 10))
+    for _ in range(2):  # sent again, as after the loss of a replay actor
+        num_rows, refusals = storage.add_intact(bad)
+        for refusal, (first, count) in zip(refusals, refused.items(), strict=True):
+            assert refusal.num_rows == count
+            steps_refused = f"step {first}" + (f" to {first + count - 1}" if count > 1 else "")
+            assert refusal.message.endswith(f"; refused: {steps_refused}")
+    assert num_rows == 0
+    storage.add_intact(LATER)
+    # What led to the fragment belongs to its first part, unless that begins after a gap.
+    first_stop = cuts[0][1] if cuts[0][0] == 10 else 10
+    pieces = [(8, first_stop), *(cut for cut in cuts if cut[0] != 10)]
+    assert storage.num_episodes == len(pieces)
+    expected = [row for start, stop in pieces for row in steps(9, start, stop)]
+    assert stored(storage) == sorted(expected, key=str)
+    for name in ("obs", "action_dist_inputs", "actions", "rewards"):
+        assert np.isfinite(storage.columns[name]).all()
+    # No trajectory bridges the gap.
+    rows = np.flatnonzero(storage.columns["kind"] == Slot.ROW)
+    nexts = storage.columns["next"][rows]
+    times = storage.columns["obs"][:, 1]
+    np.testing.assert_array_equal(times[nexts], times[rows] + 1)
+
+
+@pytest.mark.parametrize("row", [0, 3])
+def test_a_bad_row_at_the_end_of_an_episode(row):
+    ended = fragment(9, 10, 14, "terminated")
+    ended.rewards[row] = np.nan
+    storage = store()
+    assert storage.add_intact(ended)[0] == 3
+    start, stop, end = (11, 14, "terminated") if row == 0 else (10, 13, "truncated")
+    assert stored(storage) == steps(9, start, stop, end)
+    assert (storage.columns["kind"] == Slot.TAIL).sum() == (row == 3)
+
+
+def test_a_bad_frame_spoils_every_stack_that_it_is_in():
+    bad = fragment(9, 10, 20, spec=STACKED)
+    bad.obs[4] = np.nan  # in the observations of steps 14, 15 and 16
+    storage = ReplayStorage(STACKED, 100)
+    num_rows, (refusal,) = storage.add_intact(bad)
+    assert (num_rows, refusal.num_rows) == (6, 4)
+    assert refusal.message.endswith("at step 14; refused: step 13 to 16")
+    assert np.isfinite(storage.columns["obs"]).all()
+    view = ReplayView(STACKED, 100)
+    view.update(storage.changes())
+    stacks = view.observations(view.rows)[:, :, 1]
+    expected = [[t - 2, t - 1, t] for t in (10, 11, 12, 17, 18, 19)]
+    assert sorted(stacks.tolist()) == expected
+    # Frames from before the fragment count as well.
+    bad = fragment(8, 10, 20, spec=STACKED)
+    bad.context[1] = np.inf
+    num_rows, (refusal,) = storage.add_intact(bad)
+    assert (num_rows, refusal.num_rows) == (8, 2)
+    assert "at step 9; refused: step 10 to 11" in refusal.message
+
+
+def test_impossible_actions_are_refused_one_by_one():
+    storage = ReplayStorage(DISCRETE, 20)
+    num_rows, (refusal,) = storage.add_intact(
+        fragment(1, 0, 3, spec=DISCRETE, actions=np.array([0, 7, 2]))
+    )
+    assert (num_rows, refusal.num_rows) == (2, 1)
+    assert refusal.message == "actions must be in [0, 3), got 7; refused: step 1"
 
 
 def test_other_precisions_are_taken():

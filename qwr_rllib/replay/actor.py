@@ -11,6 +11,7 @@ import ray
 from qwr_rllib.replay.storage import (
     Changes,
     Fragment,
+    Refusal,
     RefusedFragmentError,
     ReplayStorage,
 )
@@ -23,7 +24,7 @@ class Receipt:
 
     num_rows_stored: int
     refusals: list[str]
-    """One line for each refused fragment: worker, episode, what is wrong with it."""
+    """One line for each run of refused rows: worker, episode, what is wrong, time steps."""
     blocked_s: float = 0.0
     """Seconds that the worker waited for this."""
 
@@ -46,17 +47,20 @@ class Replay:
         self._num_rows_refused_lifetime = 0
 
     def add(self, fragments: Sequence[Fragment], worker: int = 0) -> Receipt:
-        """Stores fragments; a bad one is refused and the others go on.
+        """Stores fragments; their bad rows are refused and the others stored.
 
         A fragment that is stored already, in whole or in part, is not stored twice.
         """
         stored, refusals = 0, []
         for fragment in fragments:
             try:
-                stored += self._storage.add(fragment)
+                added, refused = self._storage.add_intact(fragment)
             except RefusedFragmentError as error:
-                self._num_rows_refused_lifetime += len(fragment)
-                refusals.append(f"worker {worker}, episode {fragment.episode}: {error}")
+                added, refused = 0, [Refusal(len(fragment), str(error))]
+            stored += added
+            for refusal in refused:
+                self._num_rows_refused_lifetime += refusal.num_rows
+                refusals.append(f"worker {worker}, episode {fragment.episode}: {refusal.message}")
         return Receipt(stored, refusals)
 
     def update(self, uid: int, since: int) -> Update:

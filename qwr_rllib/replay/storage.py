@@ -13,8 +13,9 @@ brings the frames before it, its *context*, in slots of their own.
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -65,6 +66,53 @@ class Fragment:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def part(self, start: int, stop: int, frame_stack: int) -> Fragment:
+        """Rows ``start`` to ``stop`` with the state after them; cut there unless it is the end.
+
+        Args:
+            start: of the part, counted from the fragment's first row.
+            stop: the row after the part's last.
+            frame_stack: frames of an observation, of which the part needs the older ones.
+        """
+        last = stop == len(self)
+        terminated = last and self.terminated
+        states = slice(start, stop + (not terminated))
+        context = self.context
+        if context is not None:
+            frames = np.concatenate([context, self.obs[:start]])
+            context = frames[max(0, len(frames) - frame_stack + 1) :]
+        version = self.policy_version
+        return Fragment(
+            episode=self.episode,
+            start=self.start + start,
+            obs=self.obs[states],
+            action_dist_inputs=self.action_dist_inputs[states],
+            actions=self.actions[start:stop],
+            rewards=self.rewards[start:stop],
+            terminated=terminated,
+            done=self.done or not last,
+            context=context,
+            policy_version=version if isinstance(version, int) else version[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Consecutive rows that were not stored."""
+
+    num_rows: int
+    message: str
+    """What is wrong, and the time steps of the rows."""
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """A bad value, and the rows that it spoils; they may lie beyond the fragment."""
+
+    first_row: int
+    last_row: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -150,7 +198,45 @@ class ReplayStorage:
             RefusedFragmentError: if a column has a wrong shape or dtype, or values that are not
                 finite or not actions, or if it has more rows than the capacity.
         """
-        self._check(fragment)
+        self._check_form(fragment)
+        for fault in self._faults(fragment):
+            raise RefusedFragmentError(fault.message)
+        return self._store(fragment)
+
+    def add_intact(self, fragment: Fragment) -> tuple[int, list[Refusal]]:
+        """Stores a fragment but for its bad rows: :meth:`add` for the rows between them.
+
+        A trajectory ends before a bad row, and another begins after it. A row whose next state is
+        bad is bad too, as its return cannot go on from there.
+
+        Returns:
+            How many new rows were stored, and what was not: one refusal for each run of rows.
+
+        Raises:
+            RefusedFragmentError: if a column has a wrong shape or dtype, or if the fragment has
+                more rows than the capacity: there is no telling its rows apart.
+        """
+        self._check_form(fragment)
+        reasons: dict[int, str] = {}  # of the bad rows
+        for fault in self._faults(fragment):
+            for row in range(max(0, fault.first_row), min(fault.last_row + 1, len(fragment))):
+                reasons.setdefault(row, fault.message)
+        if not reasons:
+            return self._store(fragment), []
+        bad = np.isin(np.arange(len(fragment)), list(reasons))
+        bounds = [0, *(np.flatnonzero(np.diff(bad)) + 1).tolist(), len(fragment)]
+        stored, refusals = 0, []
+        for start, stop in itertools.pairwise(bounds):
+            if bad[start]:
+                first, last = fragment.start + start, fragment.start + stop - 1
+                refused = f"refused: step {first}" + (f" to {last}" if last > first else "")
+                refusals.append(Refusal(stop - start, f"{reasons[start]}; {refused}"))
+            else:
+                stored += self._store(fragment.part(start, stop, self.spec.frame_stack))
+        return stored, refusals
+
+    def _store(self, fragment: Fragment) -> int:
+        """:meth:`add` without its checks."""
         self.version += 1
         known = 0
         latest = self._trajectories.get(self._latest.get(fragment.episode, -1))
@@ -257,7 +343,8 @@ class ReplayStorage:
         self._free[self._num_free : self._num_free + len(slots)] = slots[::-1]
         self._num_free += len(slots)
 
-    def _check(self, fragment: Fragment) -> None:
+    def _check_form(self, fragment: Fragment) -> None:
+        """Checks what concerns the fragment as a whole: its length, shapes and dtypes."""
         rows = len(fragment)
         if not 1 <= rows <= self.capacity:
             raise RefusedFragmentError(
@@ -280,20 +367,33 @@ class ReplayStorage:
                 )
             if not np.can_cast(value.dtype, dtype, "same_kind"):
                 raise RefusedFragmentError(f"{name} must be {dtype}, got {value.dtype}")
+
+    def _faults(self, fragment: Fragment) -> Iterator[_Fault]:
+        """The bad values of a fragment whose form is right, column by column."""
+        frames, before = fragment.obs, 0
+        if fragment.context is not None:
+            frames, before = np.concatenate([fragment.context, frames]), len(fragment.context)
+        # A bad frame is part of the states up to when it leaves the stack. A bad state spoils the
+        # row of the action taken there and the row that led to it.
+        for name, values, offset, first, last in (
+            ("obs", frames, -before, -1, self.spec.frame_stack - 1),
+            ("action_dist_inputs", fragment.action_dist_inputs, 0, -1, 0),
+            ("actions", fragment.actions, 0, 0, 0),
+            ("rewards", fragment.rewards, 0, 0, 0),
+        ):
             with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
-                finite = np.isfinite(value.astype(dtype))
-            if not finite.all():
-                row = int(np.argwhere(~finite)[0][0])
-                raise RefusedFragmentError(
-                    f"{name} has a NaN or infinite value at step {fragment.start + row}"
-                )
+                finite = np.isfinite(values.astype(self.spec.columns[name][1]))
+            for i in np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1)).tolist():
+                row = i + offset
+                message = f"{name} has a NaN or infinite value at step {fragment.start + row}"
+                yield _Fault(row + first, row + last, message)
         if self.spec.discrete:
-            beyond = (fragment.actions < 0) | (fragment.actions >= self.spec.action_dim)
-            if beyond.any():
-                raise RefusedFragmentError(
-                    f"actions must be in [0, {self.spec.action_dim}), "
-                    f"got {fragment.actions[beyond][0]}"
-                )
+            limit = self.spec.action_dim
+            for row in np.flatnonzero(
+                (fragment.actions < 0) | (fragment.actions >= limit)
+            ).tolist():
+                message = f"actions must be in [0, {limit}), got {fragment.actions[row]}"
+                yield _Fault(row, row, message)
 
     def changes(self, uid: int = 0, since: int = -1) -> Changes:
         """What a copy lacks that was last brought up to date to version ``since`` of ``uid``.
