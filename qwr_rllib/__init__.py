@@ -5,29 +5,62 @@ environments with RLlib. Without Ray the formulas, networks, learner, replay sto
 still be imported.
 """
 
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qwr_rllib.awac import AWAC, AWACConfig
+    from qwr_rllib.awr import AWR, AWRConfig
+    from qwr_rllib.qwr import QWR, QWRConfig
+
 __version__ = "0.1.0"
 __all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig", "register"]
 
-try:
+_MODULES = {
+    name: f"qwr_rllib.{module}"
+    for module in ("awac", "awr", "qwr")
+    for name in (module.upper(), f"{module.upper()}Config")
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports an algorithm or its config where it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def register() -> None:
+    """Makes the algorithms known to Tune and the environments to RLlib by their names.
+
+    Importing this package does it. Ray forgets it with ``ray.shutdown()``: who starts Ray a
+    second time in a process calls this again.
+    """
     from ray.tune.registry import register_env, register_trainable
 
-    from qwr_rllib.awac import AWAC, AWACConfig
-    from qwr_rllib.awr import AWR, AWRConfig
     from qwr_rllib.envs import ATARI, make_atari
-    from qwr_rllib.qwr import QWR, QWRConfig
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "ray":
-        raise
-else:
 
-    def register() -> None:
-        """Makes the algorithms known to Tune and the environments to RLlib by their names.
+    for name in ("QWR", "AWR", "AWAC"):
+        register_trainable(name, __getattr__(name))
+    register_env(ATARI, make_atari)
 
-        Importing this package does it. Ray forgets it with ``ray.shutdown()``: who starts Ray a
-        second time in a process calls this again.
-        """
-        for algorithm in (QWR, AWR, AWAC):
-            register_trainable(algorithm.__name__, algorithm)
-        register_env(ATARI, make_atari)
 
-    register()
+def _is_command() -> bool:
+    """Whether this process is one of our commands: they register when they need Ray.
+
+    Importing Ray, torch and pandas takes seconds, in which ``rllib --help`` would show nothing.
+    """
+    program = os.path.basename(sys.argv[0]).removesuffix(".exe")
+    return program in ("rllib", "qwr") or (program == "-m" and "qwr_rllib.cli" in sys.orig_argv)
+
+
+if not _is_command():
+    try:
+        register()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise

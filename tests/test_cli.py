@@ -23,12 +23,14 @@ from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
 from rich.console import Console
 
-from qwr_rllib.cli import qwr, rllib
+import qwr_rllib
+from qwr_rllib.cli import commands, qwr, rllib
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
 from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
+from qwr_rllib.theorem import Trial
 
 ENVS = """
 import gymnasium as gym
@@ -203,6 +205,32 @@ def test_help(group) -> None:
     result = CliRunner().invoke(group, ["train", "file", "--help"])
     assert result.exit_code == 0
     assert "--checkpoint-freq" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "file", "--help"], ["evaluate", "/nowhere"]],
+)
+def test_help_and_wrong_paths_do_without_long_imports(arguments: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "qwr_rllib.cli", *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.stdout or "no such folder" in ended.stderr
+    imported = set(re.findall(r"^import time:.*\| *(\S+)$", ended.stderr, re.MULTILINE))
+    assert "qwr_rllib.cli.commands" in imported
+    assert not imported & {"ray", "torch", "pandas", "numpy", "gymnasium", "rich"}
+
+
+@pytest.mark.parametrize("group", [rllib, qwr])
+def test_version(group) -> None:
+    result = CliRunner().invoke(group, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout == f"qwr-rllib {qwr_rllib.__version__}\n"
+
+
+def test_defaults_of_theorem_are_those_of_its_trials() -> None:
+    defaults = {parameter.name: parameter.default for parameter in commands.theorem.params}
+    assert defaults["episodes"] == Trial.num_episodes
+    assert defaults["iterations"] == Trial.iterations
 
 
 def test_command_line_is_merged_over_the_file(project: Path, tmp_path: Path) -> None:

@@ -13,11 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from qwr_rllib.cli.evaluation import evaluate
-from qwr_rllib.cli.recording import record
-from qwr_rllib.cli.reporting import report
-from qwr_rllib.cli.theorem import theorem
-from qwr_rllib.cli.training import train
+import qwr_rllib
+from qwr_rllib.cli import commands
 
 
 class CommandGroup(click.Group):
@@ -38,18 +35,20 @@ class CommandGroup(click.Group):
 
 
 @click.group(cls=CommandGroup)
+@click.version_option(qwr_rllib.__version__, prog_name="qwr-rllib", message="%(prog)s %(version)s")
 def rllib() -> None:
     """Train and evaluate RLlib's algorithms and Q-Value Weighted Regression."""
 
 
 @click.group(cls=CommandGroup)
+@click.version_option(qwr_rllib.__version__, prog_name="qwr-rllib", message="%(prog)s %(version)s")
 def qwr() -> None:
     """Q-Value Weighted Regression on Ray RLlib."""
 
 
 for _group in (rllib, qwr):
-    _group.add_command(train)
-    _group.add_command(evaluate)
-qwr.add_command(report)
-qwr.add_command(record)
-qwr.add_command(theorem)
+    _group.add_command(commands.train)
+    _group.add_command(commands.evaluate)
+qwr.add_command(commands.report)
+qwr.add_command(commands.record)
+qwr.add_command(commands.theorem)

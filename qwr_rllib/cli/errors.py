@@ -35,3 +35,23 @@ def require_folder_of(path: Path | None) -> None:
     """
     if path and not path.resolve().parent.is_dir():
         raise ConfigError(f"cannot write {path}: no such folder")
+
+
+def require_file(path: Path) -> None:
+    """Before long imports: that there is a file to read.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not path.is_file():
+        raise ConfigError(f"cannot read {path}: no such file")
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Before long imports: that there is a folder with ``what``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"no {what} at {path.resolve()}: no such folder")

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import RecordVideo
@@ -32,9 +31,8 @@ from ray.rllib.utils.policy import local_policy_inference
 from rich.console import Console
 from rich.table import Table
 
-from qwr_rllib.cli.errors import ConfigError, require_folder_of
+from qwr_rllib.cli.errors import ConfigError, require_folder, require_folder_of
 from qwr_rllib.cli.experiments import make_env, read_file
-from qwr_rllib.cli.options import with_options
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 
 NEW_STACK = Version("2.0")
@@ -135,9 +133,8 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         ConfigError: There is none.
     """
+    require_folder(path, "checkpoint")
     path = path.resolve()
-    if not path.is_dir():
-        raise ConfigError(f"no checkpoint at {path}: no such folder")
     if (path / "rllib_checkpoint.json").exists():
         return path
     inside = [
@@ -283,28 +280,6 @@ def opened(
     return found, algorithm, config, agent, environment
 
 
-# What every way to play a checkpoint's policy has.
-CHECKPOINT_OPTIONS = [
-    click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm."),
-    click.option("--env", help="Another environment than the checkpoint's."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-                 help="Of the first episode; the next has the next."),
-    click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
-                 help="The training's YAML or Python file, for the modules it needs."),
-]  # fmt: skip
-
-
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--episodes", type=click.IntRange(1), metavar="N",
-              help=f"How many; default {DEFAULT_EPISODES}, any with --steps.")  # fmt: skip
-@click.option("--steps", type=click.IntRange(1), metavar="N",
-              help="Begin no new episode after so many environment steps.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write the episodes here: .json or .csv.")  # fmt: skip
-@click.option("--video", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-              help="Write each episode here as an MP4.")  # fmt: skip
-@with_options(CHECKPOINT_OPTIONS)
 def evaluate(
     checkpoint: Path,
     episodes: int | None,
@@ -316,11 +291,7 @@ def evaluate(
     seed: int,
     modules_file: Path | None,
 ) -> None:
-    """Play episodes with a checkpoint's policy, acting without exploration.
-
-    CHECKPOINT is a checkpoint's folder, or that of a Tune trial or experiment: then the last
-    checkpoint in it is taken. No Ray is started and no GPU is used.
-    """
+    """``rllib evaluate``."""
     if out and out.suffix not in (".json", ".csv"):
         raise ConfigError(f"--out: expected a .json or .csv file, got {out}")
     require_folder_of(out)

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import importlib
 import inspect
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import click
 import yaml
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -31,7 +29,7 @@ from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
 import qwr_rllib
-from qwr_rllib.cli.errors import ConfigError, check_keys
+from qwr_rllib.cli.errors import ConfigError, check_keys, require_file
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.learner import LearnerConfig
@@ -46,23 +44,6 @@ DATA_KEYS = (
     *("offline", "replay_capacity", "margin", "reward_clip"),
 )
 """What decides whether logged data can be loaded."""
-
-
-class JsonObject(click.ParamType):
-    """An option's value: a JSON object, such as ``{"training_iteration": 10}``."""
-
-    name = "JSON"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        try:
-            parsed = value if isinstance(value, dict) else json.loads(value)
-        except json.JSONDecodeError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
-        if not isinstance(parsed, dict):
-            self.fail(f'expected an object such as {{"key": 1}}, got {value}', param, ctx)
-        return parsed
 
 
 @dataclass(frozen=True)
@@ -141,8 +122,7 @@ def read_file(path: Path) -> tuple[dict[str, dict[str, Any]], UserModules]:
     Raises:
         ConfigError: There is no such file, it is not of this form, or a module cannot be imported.
     """
-    if not path.is_file():
-        raise ConfigError(f"cannot read {path}: no such file")
+    require_file(path)
     path = path.resolve()
     folders = tuple(dict.fromkeys([os.getcwd(), str(path.parent)]))
     if path.suffix != ".py":
@@ -248,6 +228,7 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
             f"cannot make env {config.env!r}: workers know it as 'ale_py:{config.env}' "
             "(pip install ale-py)"
         )
+    qwr_rllib.register()
     try:
         _, creator = algorithm._get_env_id_and_creator(config.env, config)
         return creator(EnvContext(config.env_config, worker_index=0))

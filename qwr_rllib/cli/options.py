@@ -1,9 +1,12 @@
-"""Options that several commands have."""
+"""What the commands' options have in common; imports nothing that takes long."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -17,3 +20,20 @@ def with_options(options: Sequence[Decorator]) -> Decorator:
         return command
 
     return add
+
+
+class JsonObject(click.ParamType):
+    """An option's value: a JSON object, such as ``{"training_iteration": 10}``."""
+
+    name = "JSON"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, Any]:
+        try:
+            parsed = value if isinstance(value, dict) else json.loads(value)
+        except json.JSONDecodeError as error:
+            self.fail(f"not JSON: {error}", param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail(f'expected an object such as {{"key": 1}}, got {value}', param, ctx)
+        return parsed

@@ -14,19 +14,10 @@ from rich.console import Console
 from rich.progress import track
 
 from qwr_rllib.cli.errors import ConfigError
-from qwr_rllib.cli.evaluation import CHECKPOINT_OPTIONS, Agent, opened
-from qwr_rllib.cli.options import with_options
+from qwr_rllib.cli.evaluation import Agent, opened
 from qwr_rllib.offline import MU_KEY, NO_MINARI
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--dataset-id", required=True, metavar="NAME",
-              help="Such as hopper/qwr-v0, in Minari's local store.")  # fmt: skip
-@click.option("--episodes", type=click.IntRange(1), default=50, show_default=True, metavar="N")
-@click.option("--explore", is_flag=True,
-              help="Sample actions as in training; else the most likely one is taken.")  # fmt: skip
-@with_options(CHECKPOINT_OPTIONS)
 def record(
     checkpoint: Path,
     dataset_id: str,
@@ -37,12 +28,7 @@ def record(
     seed: int,
     modules_file: Path | None,
 ) -> None:
-    """Record episodes of a checkpoint's policy as a Minari data set.
-
-    CHECKPOINT is as in `evaluate`. A config's `offline: {dataset: NAME}` reads the data set, with
-    the parameters of the policy that acted where they are known (QWR, AWR, AWAC). It is written
-    when all episodes are played, whole or not at all.
-    """
+    """``qwr record``."""
     place = _place(dataset_id)
     console = Console()
     found, algorithm, config, agent, opened_env = opened(

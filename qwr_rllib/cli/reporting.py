@@ -1,7 +1,8 @@
-"""``qwr report``."""
+"""What ``qwr report`` does."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -9,32 +10,8 @@ import click
 from qwr_rllib.cli.errors import ConfigError
 
 
-@click.command()
-@click.argument(
-    "paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-@click.option(
-    "--out",
-    required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="The report's folder.",
-)
-@click.option(
-    "--interval",
-    "kind",
-    type=click.Choice(["iqr", "mean-ci"]),
-    default="iqr",
-    show_default=True,
-    help="What curves show over seeds: median and interquartile range, "
-    "or mean and 95 % bootstrap interval.",
-)
-@click.option("--title", default="Report", help="The page's title.")
-def report(paths: tuple[Path, ...], out: Path, kind: str, title: str) -> int:  # fmt: skip
-    """Tables and figures of Tune's results, beside the paper's.
-
-    PATH is the folder of a trial, of an experiment, or one with several experiments.
-    """
+def report(paths: Sequence[Path], out: Path, kind: str, title: str) -> None:
+    """``qwr report``."""
     try:
         # Here, as matplotlib is not installed with the package itself.
         from qwr_rllib.report.page import write
@@ -52,4 +29,3 @@ def report(paths: tuple[Path, ...], out: Path, kind: str, title: str) -> int:  #
     left = summary.num_trials - summary.num_finished
     click.echo(f"{summary.num_trials} trials, {left} of them not finished (listed in the report)")
     click.echo(f"Report: {out / 'report.html'}")
-    return 0

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from rich.console import Console
@@ -22,19 +21,6 @@ KINDS = {True: "discrete", False: "Gaussian"}
 COLORS = {"AWR": "tab:orange", "QWR": "tab:blue"}
 
 
-@click.command()
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, metavar="N")
-@click.option("--share", "shares", type=click.FloatRange(0, 1), multiple=True,
-              default=(0.0, 0.5, 1.0), show_default=True, metavar="X",
-              help="Of the states that get a second action; may be given again.")  # fmt: skip
-@click.option("--episodes", type=click.IntRange(2), default=Trial.num_episodes, show_default=True,
-              metavar="N", help="Logged episodes, of 10 steps.")  # fmt: skip
-@click.option("--iterations", type=click.IntRange(1), default=Trial.iterations, show_default=True,
-              metavar="N", help="Of 100 critic and 200 actor steps.")  # fmt: skip
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write every trial's numbers here.")  # fmt: skip
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE",
-              help="Draw the picture here (.png, .svg); needs matplotlib.")  # fmt: skip
 def theorem(
     seeds: int,
     shares: tuple[float, ...],
@@ -43,11 +29,7 @@ def theorem(
     csv_path: Path | None,
     plot: Path | None,
 ) -> None:
-    """Show the limit of AWR, and that QWR does not have it.
-
-    Trains both on logged episodes in which every state has one action, and on such where a share
-    of the states has two. No Ray is started; docs/theorem.md says what is seen.
-    """
+    """``qwr theorem``."""
     if plot:
         _require_drawable(plot)
     require_folder_of(csv_path)

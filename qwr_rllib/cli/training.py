@@ -1,4 +1,4 @@
-"""``rllib train`` and ``rllib train file``."""
+"""What ``rllib train`` and ``rllib train file`` do."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ from rich.console import Console
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import (
     Experiment,
-    JsonObject,
     Overrides,
     check_experiment,
     load_user_modules,
     read_file,
 )
 from qwr_rllib.cli.interruption import Interruption
-from qwr_rllib.cli.options import with_options
 from qwr_rllib.cli.progress import RETURN, Progress, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
@@ -44,66 +42,21 @@ from qwr_rllib.report import COMMANDS_FILE
 FAILED = 1
 INTERRUPTED = 130
 
-# What every way to start a training has.
-RUN_OPTIONS = [
-    click.option("--env", "-e", help="The environment; overrides the file's."),
-    click.option("--stop", "-s", type=JsonObject(), default={}, metavar="JSON",
-                 help="When to stop, as {\"training_iteration\": 100}; merged over the file's."),
-    click.option("--experiment-name", "-n", help="The folder below the storage path."),
-    click.option("--storage-path", metavar="PATH|URI", help="For results; default ~/ray_results."),
-    click.option("--checkpoint-freq", type=click.IntRange(0), metavar="N",
-                 help="Iterations between checkpoints, 0 for none."),
-    click.option("--checkpoint-at-end", is_flag=True, help="A checkpoint when a trial is done."),
-    click.option("--keep-checkpoints-num", type=click.IntRange(1), metavar="N",
-                 help="How many checkpoints of a trial to keep; default all."),
-    click.option("--resume", is_flag=True,
-                 help="Go on with the last run of the same name and storage path."),
-    click.option("--scheduler", help="A Tune scheduler, as async_hyperband; default FIFO."),
-    click.option("--scheduler-config", type=JsonObject(), default={}, metavar="JSON",
-                 help="The scheduler's arguments; merged over the file's."),
-    click.option("--max-concurrent-trials", type=click.IntRange(1), metavar="N",
-                 help="Run fewer trials at a time than there is room for."),
-    click.option("--ray-address", envvar="RAY_ADDRESS", metavar="HOST:PORT|auto",
-                 help="A running Ray cluster; default is a Ray of our own."),
-    click.option("--ray-num-cpus", type=click.IntRange(1), help="CPUs of our own Ray."),
-    click.option("--ray-num-gpus", type=click.IntRange(0), help="GPUs of our own Ray."),
-    click.option("--ray-ui", is_flag=True, help="Start Ray's dashboard, for this machine only."),
-    click.option("-v", "verbosity", count=True, help="Ray's log at INFO; twice (-vv) at DEBUG."),
-]  # fmt: skip
 
-
-@click.group(invoke_without_command=True)
-@click.option("--algo", "--run", help="The algorithm: QWR, PPO, ... or package.module:Class.")
-@click.option("--config", "-c", type=JsonObject(), default={}, metavar="JSON",
-              help="The algorithm's configuration.")  # fmt: skip
-@with_options(RUN_OPTIONS)
-@click.pass_context
-def train(
-    ctx: click.Context, algo: str | None, config: dict[str, Any], **options: Any
-) -> int | None:
-    """Train an algorithm, from options or (see `train file --help`) from a file."""
-    if ctx.invoked_subcommand:
-        given = click.core.ParameterSource.COMMANDLINE
-        if any(ctx.get_parameter_source(name) is given for name in ctx.params):
-            raise ConfigError("options come after the file: rllib train file FILE --option ...")
-        return None
-    if not algo:
-        raise ConfigError("nothing to train: give --algo and --env, or `train file FILE`")
+def train_algorithm(algo: str, config: dict[str, Any], options: dict[str, Any]) -> int:
+    """Trains an algorithm with a config; returns and raises as :func:`train`."""
     modules = UserModules((os.getcwd(),))
     load_user_modules(modules)
-    return _train({"default": {"run": algo, "config": config}}, modules, None, options)
+    return train({"default": {"run": algo, "config": config}}, modules, None, options)
 
 
-@train.command("file")
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
-@with_options(RUN_OPTIONS)
-def train_file(path: Path, **options: Any) -> int:
-    """Train the experiments of a YAML file, or a Python file's `config`."""
+def train_file(path: Path, options: dict[str, Any]) -> int:
+    """Trains the experiments of a file; returns and raises as :func:`train`."""
     specs, modules = read_file(path)
-    return _train(specs, modules, path if modules.names else None, options)
+    return train(specs, modules, path if modules.names else None, options)
 
 
-def _train(
+def train(
     specs: dict[str, dict[str, Any]],
     modules: UserModules,
     modules_file: Path | None,
