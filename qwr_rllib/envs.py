@@ -10,11 +10,13 @@ there are 27,000 interactions and lives do not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit
 
 from qwr_rllib.names import did_you_mean, from_mapping
@@ -22,6 +24,46 @@ from qwr_rllib.names import did_you_mean, from_mapping
 ATARI = "Atari100k"
 LIFE_LOST = "life_lost"
 """Key of ``info``: a step that ends the trajectory for the learner, though the episode goes on."""
+
+
+def require_observation_shape(env: gym.Env, worker: int) -> gym.Env:
+    """Has the environment refuse an observation that has not the shape of its space.
+
+    Later it would surface as an error about tensors or arrays of whatever meets it first.
+
+    The methods of ``env`` itself are replaced: through a wrapper around it, callbacks would not
+    find the environment's own attributes.
+
+    Args:
+        env: with a Box observation space; others are left as they are.
+        worker: index of the rollout worker, for the message.
+
+    Returns:
+        ``env``, whose ``reset`` and ``step`` now raise a ``ValueError`` that names the environment,
+        the worker, the shape and the expected one.
+    """
+    space = getattr(env, "observation_space", None)
+    if not isinstance(env, gym.Env) or not isinstance(space, gym.spaces.Box):
+        return env
+    name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+    def checked(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            # What is no tuple at all is for RLlib to refuse.
+            shape = np.shape(result[0]) if isinstance(result, tuple) else space.shape
+            if shape != space.shape:
+                raise ValueError(
+                    f"environment {name} of rollout worker {worker}: {method.__name__} returned "
+                    f"an observation of shape {shape}, its observation_space has {space.shape}"
+                )
+            return result
+
+        return call
+
+    env.reset, env.step = checked(env.reset), checked(env.step)  # type: ignore[method-assign]
+    return env
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from ray.util.scheduling_strategies import (
 
 from qwr_rllib import losses
 from qwr_rllib.collection import Collector, num_steps
-from qwr_rllib.envs import ATARI, atari_config, frame_stack_of
+from qwr_rllib.envs import ATARI, atari_config, frame_stack_of, require_observation_shape
 from qwr_rllib.learner import Learner, LearnerConfig
 from qwr_rllib.metrics import RunMetrics
 from qwr_rllib.names import did_you_mean, from_mapping
@@ -441,6 +441,17 @@ class QWR(Algorithm):
     @override(Algorithm)
     def get_default_policy_class(cls, config: AlgorithmConfig) -> type[Policy]:
         return QWRTorchPolicy
+
+    @staticmethod
+    @override(Algorithm)
+    def _get_env_id_and_creator(env_specifier, config):
+        # `validate_env`, RLlib's place for checks, is not called in remote rollout workers.
+        env_id, creator = Algorithm._get_env_id_and_creator(env_specifier, config)
+        if env_id is None:
+            return env_id, creator
+        return env_id, lambda context: require_observation_shape(
+            creator(context), context.worker_index
+        )
 
     @override(Algorithm)
     def setup(self, config: QWRConfig) -> None:

@@ -7,7 +7,13 @@ from gymnasium.wrappers import AtariPreprocessing
 from ray.rllib.policy.sample_batch import SampleBatch
 
 from qwr_rllib import QWRConfig
-from qwr_rllib.envs import LIFE_LOST, LifeLoss, frame_stack_of, make_atari
+from qwr_rllib.envs import (
+    LIFE_LOST,
+    LifeLoss,
+    frame_stack_of,
+    make_atari,
+    require_observation_shape,
+)
 from qwr_rllib.qwr_torch_policy import NEXT_INFOS, QWRTorchPolicy
 from qwr_rllib.rollouts import fragments_of
 
@@ -209,3 +215,31 @@ def test_preprocessing_is_gymnasiums():
         wrappers.append(type(env))
         env = env.env
     assert AtariPreprocessing in wrappers
+
+
+class Shapes(gym.Env):
+    """Observations of the given shapes, one after the other."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2, 2))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, *shapes):
+        self.shapes = list(shapes)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(self.shapes.pop(0)), {}
+
+    def step(self, action):
+        return np.zeros(self.shapes.pop(0)).tolist(), 0.0, False, False, {}
+
+
+def test_an_observation_of_another_shape_than_its_space_is_named():
+    named = r"environment Shapes of rollout worker 3: "
+    env = require_observation_shape(Shapes((2, 2), (2, 2), (4,)), 3)
+    assert type(env) is Shapes  # no wrapper, which would hide the environment's own attributes
+    env.reset()
+    env.step(0)
+    with pytest.raises(ValueError, match=named + r"step .*shape \(4,\), .* has \(2, 2\)"):
+        env.step(0)
+    with pytest.raises(ValueError, match=named + r"reset .*shape \(2,\), .* has \(2, 2\)"):
+        require_observation_shape(Shapes((2,)), 3).reset()

@@ -269,6 +269,29 @@ def test_one_bad_value_does_not_end_a_run(build, bad, refused):
     np.testing.assert_array_equal(times[algo.view.next.numpy()[rows]], times[rows] + 1)
 
 
+def test_an_observation_of_another_shape_ends_the_run_and_is_named(build):
+    class Misshapen(gym.Env):  # here, so that rollout workers get it by value
+        """An episode's last observation has another shape."""
+
+        observation_space = gym.spaces.Box(-1, 1, (2,))
+        action_space = gym.spaces.Box(-1, 1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            self.t = 0
+            return np.zeros(2), {}
+
+        def step(self, action):
+            self.t += 1
+            last = self.t == 10
+            return np.zeros(2 - last), 1.0, False, last, {}
+
+    register_env("misshapen", lambda config: Misshapen())
+    algo = build("misshapen", num_env_runners=1)
+    message = r"environment Misshapen of rollout worker 1: step returned .* \(1,\), .* has \(2,\)"
+    with pytest.raises(RuntimeError, match=message):
+        algo.train()
+
+
 def test_a_killed_rollout_worker_does_not_end_the_run(build):
     algo = build(num_env_runners=2)
     algo.train()
