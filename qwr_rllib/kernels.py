@@ -1,4 +1,4 @@
-"""What is not a matrix product, compiled by Numba for CPUs: the critic's gate, Adam.
+"""What is no matrix product, compiled by Numba for CPUs: the critic's gate, Adam, images.
 
 As PyTorch operations the gate is eight passes over ``(states, actions, features)``, and memory
 traffic is most of their time; here each action is one pass through a core's L1. The gradients of
@@ -12,6 +12,7 @@ trains and by nothing else. Arrays are float32 and contiguous: ``k`` states, ``n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -208,6 +209,41 @@ def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, 
         mean[i] = _flushed(old * mean[i] + new * g, f32(1e-30))
         square[i] = _flushed(old_square * square[i] + new_square * g * g, f32(1e-36))
         weights[i] -= rate * mean[i] / (np.sqrt(square[i]) * rms + f32(eps))
+
+
+@_elementwise
+def _image_blocks(frames, slots, b, out):
+    for i in range(slots.shape[0]):
+        for y in range(out.shape[1]):
+            for f in range(slots.shape[1]):
+                for c in range(frames.shape[1]):
+                    for dy in range(b):
+                        row = frames[slots[i, f], c, y * b + dy]
+                        first = ((f * frames.shape[1] + c) * b + dy) * b
+                        for x in range(out.shape[2]):
+                            for dx in range(b):
+                                out[i, y, x, first + dx] = row[x * b + dx]
+
+
+def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
+    """Gathers frames, stacks them along their channels and makes blocks of their pixels.
+
+    As :func:`qwr_rllib.networks.to_blocks`, in one pass over the memory.
+
+    Args:
+        frames: ``(slots, channels, height, width)``, bytes.
+        slots: ``(k, n)``: the frames of each stack, the newest last.
+        b: the block's side.
+        out: at least ``k * n * channels * height * width`` numbers, overwritten.
+
+    Returns:
+        ``(k, n * channels * b * b, height / b, width / b)``, channels last, in ``out``'s memory.
+    """
+    channels, height, width = frames.shape[1:]
+    shape = len(slots), height // b, width // b, slots.shape[1] * channels * b * b
+    blocks = out[: math.prod(shape)].view(shape)
+    _image_blocks(frames.numpy(), _array(slots), b, _array(blocks))
+    return blocks.permute(0, 3, 1, 2)
 
 
 def bias_backward(gradient: Tensor, outputs: Tensor, into: Tensor, relu: bool) -> None:

@@ -30,13 +30,15 @@ import torch
 from torch import Tensor
 
 from qwr_rllib import losses
-from qwr_rllib.gradients import Compiler, features_of, gate_kernel
+from qwr_rllib.gradients import Compiler, compiled_kernels, features_of, gate_kernel
 from qwr_rllib.networks import (
     CategoricalActor,
     CriticType,
     GatedCritic,
+    ImageEncoder,
     QWRNetworks,
     ValueCritic,
+    channels_first,
 )
 from qwr_rllib.replay.storage import Slot
 from qwr_rllib.replay.view import ReplayView, Slices
@@ -53,6 +55,7 @@ MAX_TILE, MAX_TILE_ELEMENTS = 2**11, 2**23
 MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS = 2**15, 2**28
 
 ActorActions = Literal["mu", "replay"]
+ImagePrecision = Literal["float32", "bfloat16"]
 Critic = GatedCritic | ValueCritic
 Considered = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # see Learner._considered
 
@@ -115,6 +118,9 @@ class LearnerConfig:
     on a CPU; with ``False`` nothing is compiled. ``docs/performance.md`` has what each gains."""
     cuda_graphs: bool = True
     """On a GPU, launch each regression step as one CUDA graph."""
+    image_precision: ImagePrecision = "float32"
+    """Arithmetic of the convolutions and dense layers for images. ``"bfloat16"`` is faster on GPUs
+    and on CPUs with instructions for it; weights, Adam and the heads stay float32."""
 
     def __post_init__(self) -> None:
         def require(name: str, allowed: str, ok: Callable[[Any], bool]) -> None:
@@ -182,6 +188,7 @@ class LearnerConfig:
         )
         require("compile", "true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
         require("cuda_graphs", "true or false", lambda v: isinstance(v, bool))
+        require("image_precision", *one_of(ImagePrecision))
 
     def gamma_at(self, env_steps: int) -> float:
         """The discount after ``env_steps`` environment steps."""
@@ -223,8 +230,19 @@ class Learner:
         """Discount of the targets. Who knows the environment steps moves it along its schedule."""
         self.actor = networks.actor
         self.critic: Critic = critic
-        self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
         self._device = self.critic.head.weight.device
+        precision = getattr(torch, config.image_precision)
+        if precision is torch.bfloat16 and not _computes_bfloat16(self._device):
+            logger.warning(
+                "image_precision is 'bfloat16', for which this %s has no instructions: "
+                "training in float32.",
+                self._device.type.upper(),
+            )
+            precision = torch.float32
+        for module in networks.modules():
+            if isinstance(module, ImageEncoder):
+                module.precision = precision
+        self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -256,6 +274,10 @@ class Learner:
             self.actor.regression_gradient,
             lr=config.actor_lr,
         )
+        self._image_kernel: Callable[..., Tensor] | None = None
+        if compiler == "numba" and not on_gpu and (kernels := compiled_kernels()):
+            self._image_kernel = kernels.image_blocks
+        self._image_memory = torch.empty(0)
         self._gates = {
             critic: gate_kernel(critic) if compiler == "numba" else None
             for critic in (self.critic, self.target_critic)
@@ -286,12 +308,16 @@ class Learner:
         """``n_critic_steps`` steps; the target is synced before each ``target_update_freq``."""
         started = time.perf_counter()
         totals = torch.zeros(3, device=self._device)
+        features = None
         with self._sharing(self._critic_step) as sharing:
             for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
                 if self.num_critic_updates % self.config.target_update_freq == 0:
                     self.target_critic.load_state_dict(self.critic.state_dict())
                     self.num_target_updates += 1
-                totals += self._critic_chunk(view, steps, sharing)
+                    features = None
+                    if self._visits_states_again(view):
+                        features = self._all_features(view, self.target_critic)
+                totals += self._critic_chunk(view, steps, features, sharing)
                 self.num_critic_updates += steps
         means = (totals / max(1, self.config.n_critic_steps)).tolist()
         return self._metrics(
@@ -304,7 +330,7 @@ class Learner:
     def train_actor(self, view: ReplayView) -> dict[str, float]:
         """``n_actor_steps`` steps with weights from the critic as it is now."""
         started = time.perf_counter()
-        features = self._all_features(view)
+        features = self._all_features(view, self.critic)
         totals = torch.zeros(4, device=self._device)
         with self._sharing(self._actor_step) as sharing:
             for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
@@ -362,10 +388,12 @@ class Learner:
         return lengths
 
     @torch.no_grad()
-    def _critic_chunk(self, view: ReplayView, steps: int, sharing: Sharing) -> Tensor:
+    def _critic_chunk(
+        self, view: ReplayView, steps: int, features: Tensor | None, sharing: Sharing
+    ) -> Tensor:
         """Returns the sums over steps of loss, mean Q and mean target."""
         rows = view.sample(steps * self.config.train_batch_size, self._generator)
-        targets = self._targets(view, rows, steps)
+        targets = self._targets(view, rows, steps, features)
         # The head predicts (1 - gamma) Q, and so the loss is in these units too.
         scaled_targets = targets / self.critic.q_scale
         rows = rows.view(steps, -1)
@@ -378,10 +406,12 @@ class Learner:
         return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
 
     @torch.no_grad()
-    def _targets(self, view: ReplayView, rows: Tensor, steps: int) -> Tensor:
+    def _targets(
+        self, view: ReplayView, rows: Tensor, steps: int, features: Tensor | None = None
+    ) -> Tensor:
         """Multi-step targets of the critic for ``rows`` of ``steps`` minibatches.
 
-        ``(steps, batch)``.
+        ``(steps, batch)``; ``features`` are the target critic's, where they are known.
         """
         again = None
         if isinstance(self.target_critic, ValueCritic):
@@ -389,7 +419,7 @@ class Learner:
             rows, again = _distinct(rows, view.num_slots)
         slices = view.slices(rows, self.config.margin)
         states, inverse = _distinct(slices.next_slots, view.num_slots)
-        targets = self._returns(slices, self._values_after(view, states, inverse, steps))
+        targets = self._returns(slices, self._values_after(view, states, inverse, steps, features))
         return (targets if again is None else targets[again]).view(steps, -1)
 
     def _returns(self, slices: Slices, next_values: Tensor) -> Tensor:
@@ -402,13 +432,18 @@ class Learner:
         )
 
     def _values_after(
-        self, view: ReplayView, states: Tensor, inverse: Tensor, steps: int
+        self,
+        view: ReplayView,
+        states: Tensor,
+        inverse: Tensor,
+        steps: int,
+        features: Tensor | None,
     ) -> Tensor:
         """``F`` or ``V`` of the target critic at ``states[inverse]``, as ``inverse``."""
         config, critic = self.config, self.target_critic
         if isinstance(critic, ValueCritic):
-            return self._features(critic, view, states).squeeze(-1)[inverse]
-        q_values, _, probs = self._propose(critic, view, states)
+            return self._features(critic, view, states, features).squeeze(-1)[inverse]
+        q_values, _, probs = self._propose(critic, view, states, features)
         if config.q_spread == "none":
             values = losses.backup(q_values, config.backup, config.backup_temperature, probs)
             return values[inverse]
@@ -533,14 +568,22 @@ class Learner:
     def _q_values(self, critic: GatedCritic, features: Tensor, actions: Tensor) -> Tensor:
         return (self._gates[critic] or critic).q_values(features, actions)
 
-    def _all_features(self, view: ReplayView) -> Tensor | None:
-        """The critic's features of every state held; ``None`` if they would not fit."""
-        shape = (view.num_slots, self.critic.num_features)
+    def _visits_states_again(self, view: ReplayView) -> bool:
+        """Whether the chunks between two syncs have more distinct states than the view has rows."""
+        config = self.config
+        chunks = math.ceil(config.target_update_freq / MAX_CHUNK_STEPS)
+        draws = min(config.target_update_freq, MAX_CHUNK_STEPS) * config.train_batch_size
+        seen = -math.expm1(-draws * config.margin / max(1, view.num_rows))  # share of them
+        return chunks * seen > 1
+
+    def _all_features(self, view: ReplayView, critic: Critic) -> Tensor | None:
+        """A critic's features of every state held; ``None`` if they would not fit."""
+        shape = (view.num_slots, critic.num_features)
         if shape[0] * shape[1] * 4 > MAX_CACHED_FEATURES_BYTES:
             return None
         features = torch.empty(shape, device=self._device)
         held = ((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).nonzero().squeeze(1)
-        features[held] = self._features(self.critic, view, held)
+        features[held] = self._features(critic, view, held)
         return features
 
     @torch.no_grad()
@@ -552,7 +595,7 @@ class Learner:
             return known[slots]
         return torch.cat(
             [
-                self._bodies[critic](self.networks.normalize(view.observations(some)))
+                self._bodies[critic](self._normalized(view, some))
                 for some in slots.split(_tile(view))
             ]
         )
@@ -560,8 +603,24 @@ class Learner:
     def _inputs(self, view: ReplayView, rows: Tensor) -> Iterator[Tensor]:
         """What the networks take for each minibatch of ``rows`` ``(steps, batch)`` in turn."""
         if view.spec.image:  # a chunk of them at once would be gigabytes
-            return (self.networks.normalize(view.observations(each)) for each in rows)
-        return iter(self.networks.normalize(view.observations(rows)))
+            return (self._normalized(view, each) for each in rows)
+        return iter(self._normalized(view, rows))
+
+    def _normalized(self, view: ReplayView, slots: Tensor) -> Tensor:
+        """What the networks take for the states in ``slots``; the next call may overwrite it."""
+        if not view.spec.image or self._image_kernel is None:
+            return self.networks.normalize(view.observations(slots))
+        frames = view.columns["obs"]
+        if view.spec.frame_stack > 1:
+            frames = frames.unsqueeze(1)
+        elif channels_first(view.spec.obs_shape) != view.spec.obs_shape:
+            frames = frames.permute(0, 3, 1, 2)
+        needed = len(slots) * math.prod(view.spec.obs_shape)
+        if self._image_memory.numel() < needed:  # fresh memory would cost as much as its contents
+            self._image_memory = torch.empty(needed)
+        return self._image_kernel(
+            frames, view.frames(slots), self.networks.blocks, self._image_memory
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on exactly: plain tensors and numbers."""
@@ -597,6 +656,13 @@ class Learner:
         self.gamma = state.get("gamma", self.gamma)  # older checkpoints have none
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16 numbers."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _tile(view: ReplayView) -> int:

@@ -22,9 +22,12 @@ CriticType = Literal["q", "v"]
 
 HEAD_INIT = 1e-2
 ConvFilter = tuple[int, int | Sequence[int], int]  # filters, kernel, stride
-# Mnih et al., 2013.
-CONV_FILTERS: Sequence[ConvFilter] = ((16, 8, 4), (32, 4, 2))
-CONV_HIDDENS = (256,)
+ImageNetwork = Literal["mnih2013", "mnih2015"]
+# Convolutions, and widths of the dense layers behind them.
+IMAGE_NETWORKS: dict[ImageNetwork, tuple[Sequence[ConvFilter], Sequence[int]]] = {
+    "mnih2013": (((16, 8, 4), (32, 4, 2)), (256,)),
+    "mnih2015": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
+}
 TILE = 128  # states; with 8 actions and 256 features each, 1 MiB
 OBSERVATION_CLIP = 10.0
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -46,7 +49,12 @@ def mlp(in_features: int, hiddens: Sequence[int], activation: str = "relu") -> n
 
 
 class ImageEncoder(nn.Sequential):
-    """Convolutions with ReLU over images ``(k, channels, height, width)``, then dense layers.
+    """Convolutions with ReLU over bytes of images, then dense layers.
+
+    Takes images in :attr:`blocks`, as :func:`to_blocks` makes them: the first convolution, whose
+    kernel is a multiple of its stride, is then one of stride 1 over many channels, which is 1.5
+    times as fast on a CPU and suits a GPU's matrix units. Its weights keep their usual shape, and
+    scale the bytes to [0, 1].
 
     Args:
         obs_shape: of one image; its channels are the first axis or the last, whichever is smaller.
@@ -68,6 +76,7 @@ class ImageEncoder(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         channels, *size = channels_first(obs_shape)
+        blocks = _blocks(size, conv_filters)
         for filters, kernel, stride in conv_filters:
             height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
             size = [(size[0] - height) // stride + 1, (size[1] - width) // stride + 1]
@@ -76,11 +85,58 @@ class ImageEncoder(nn.Sequential):
                     f"an image observation must be large enough for model.conv_filters "
                     f"{[list(each) for each in conv_filters]}, got {tuple(obs_shape)}"
                 )
-            layers += [nn.Conv2d(channels, filters, (height, width), stride), nn.ReLU()]
+            layers += [nn.Conv2d(channels, filters, (height, width), stride), nn.ReLU(inplace=True)]
             channels = filters
         super().__init__(
             *layers, nn.Flatten(), mlp(channels * math.prod(size), hiddens, activation)
         )
+        self.blocks = blocks
+        self.precision = torch.float32
+        """Of the arithmetic; weights and features stay float32. Bytes are exact in bfloat16."""
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Features ``(k, h)`` of bytes ``(k, channels * b * b, height / b, width / b)``."""
+
+        def cast(tensor: Tensor | None) -> Tensor:
+            assert tensor is not None
+            return tensor.to(self.precision)
+
+        first, *others = (layer for layer in self.modules() if not isinstance(layer, nn.Sequential))
+        assert isinstance(first, nn.Conv2d)
+        weight = to_blocks(first.weight / 255, self.blocks)
+        stride = first.stride[0] // self.blocks
+        hidden = F.conv2d(cast(blocks), cast(weight), cast(first.bias), stride)
+        for layer in others:
+            if isinstance(layer, nn.Conv2d):
+                hidden = F.conv2d(hidden, cast(layer.weight), cast(layer.bias), layer.stride)
+            elif isinstance(layer, nn.Linear):
+                hidden = F.linear(hidden, cast(layer.weight), cast(layer.bias))
+            else:
+                hidden = layer(hidden)
+        return hidden.float()
+
+
+def _blocks(size: Sequence[int], conv_filters: Sequence[ConvFilter]) -> int:
+    """The block's side for :func:`to_blocks`: the first stride, or 1 where it does not fit."""
+    _, kernel, stride = conv_filters[0]
+    sides = [*size, *([kernel] if isinstance(kernel, int) else kernel)]
+    return 1 if any(side % stride for side in sides) else stride
+
+
+def to_blocks(images: Tensor, b: int) -> Tensor:
+    """Turns each ``b x b`` block of pixels into channels.
+
+    Args:
+        images: ``(k, channels, height, width)``; height and width are multiples of ``b``.
+        b: the block's side.
+
+    Returns:
+        ``(k, channels * b * b, height / b, width / b)``, channels last in memory.
+    """
+    k, channels, height, width = images.shape
+    parts = images.reshape(k, channels, height // b, b, width // b, b)
+    last = parts.permute(0, 2, 4, 1, 3, 5).reshape(k, height // b, width // b, channels * b * b)
+    return last.permute(0, 3, 1, 2)
 
 
 def channels_first(obs_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -370,8 +426,10 @@ class QWRNetworks(nn.Module):
         critic_post_gate_layer: see :class:`GatedCritic`.
         critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
         with_critic: ``False`` for an agent that only acts.
-        conv_filters: see :class:`ImageEncoder`.
-        conv_hiddens: widths of the dense layers behind the convolutions.
+        image_network: the convolutions and dense layers for images, one of
+            :data:`IMAGE_NETWORKS`.
+        conv_filters: of the ``image_network`` instead; see :class:`ImageEncoder`.
+        conv_hiddens: of the ``image_network`` instead; widths of the dense layers.
     """
 
     def __init__(
@@ -385,18 +443,25 @@ class QWRNetworks(nn.Module):
         critic_post_gate_layer: bool = False,
         critic_type: CriticType = "q",
         with_critic: bool = True,
-        conv_filters: Sequence[ConvFilter] = CONV_FILTERS,
-        conv_hiddens: Sequence[int] = CONV_HIDDENS,
+        image_network: ImageNetwork = "mnih2013",
+        conv_filters: Sequence[ConvFilter] | None = None,
+        conv_hiddens: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self._spec = spec
+        filters, widths = IMAGE_NETWORKS[image_network]
+        filters, widths = conv_filters or filters, conv_hiddens or widths
+
+        self.blocks = 1
+        if spec.image:
+            self.blocks = _blocks(channels_first(spec.obs_shape)[1:], filters)
 
         def body() -> nn.Module:
             if spec.image:
-                return ImageEncoder(spec.obs_shape, conv_filters, conv_hiddens, activation)
+                return ImageEncoder(spec.obs_shape, filters, widths, activation)
             return mlp(math.prod(spec.obs_shape), hiddens, activation)
 
-        width = (conv_hiddens if spec.image else hiddens)[-1]
+        width = (widths if spec.image else hiddens)[-1]
         self.normalizer: nn.Module = nn.Identity()
         if normalize_observations and not spec.image:
             self.normalizer = ObservationNormalizer(spec.obs_shape)
@@ -414,16 +479,14 @@ class QWRNetworks(nn.Module):
     def normalize(self, obs: Tensor) -> Tensor:
         """Raw observations ``(..., *obs_shape)`` to what actor and critic take.
 
-        Vectors become ``(..., features)``, images ``(k, channels, height, width)`` in [0, 1].
+        Vectors become ``(..., features)``, images what an :class:`ImageEncoder` takes.
         """
         shape = self._spec.obs_shape
         if self._spec.image:
             images = obs.reshape(-1, *shape)
             if channels_first(shape) != tuple(shape):
                 images = images.permute(0, 3, 1, 2)
-            # In this layout a CPU convolves twice as fast.
-            images = images.to(torch.float32, memory_format=torch.channels_last)
-            return images.mul_(1 / 255)
+            return to_blocks(images, self.blocks).float()
         batch = obs.shape[: obs.dim() - len(shape)]
         return self.normalizer(obs.float()).reshape(*batch, math.prod(shape))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qwr_rllib.learner import LearnerConfig
-from qwr_rllib.networks import CONV_FILTERS, CONV_HIDDENS, QWRNetworks
+from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.specs import Spec
 
 
@@ -22,8 +22,9 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         critic_post_gate_layer=config["critic_post_gate_layer"],
         critic_type=config["critic_type"],
         with_critic=with_critic,
-        conv_filters=model["conv_filters"] or CONV_FILTERS,
-        conv_hiddens=model["post_fcnet_hiddens"] or CONV_HIDDENS,
+        image_network=config["image_network"],
+        conv_filters=model["conv_filters"],
+        conv_hiddens=model["post_fcnet_hiddens"],
     )
 
 

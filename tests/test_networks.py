@@ -359,15 +359,47 @@ def test_encoder_equals_a_naive_convolution():
                 patch = image[0, y : y + 2, x : x + 2]
                 naive[f, y, x] = (conv.weight[f, 0] * patch).sum() + conv.bias[f]
     expected = (dense[0].weight @ naive.relu().flatten() + dense[0].bias).relu()
-    torch.testing.assert_close(encoder(image[None])[0], expected, rtol=1e-4, atol=1e-4)
+    bytes_ = to_blocks(255 * image[None], encoder.blocks)
+    torch.testing.assert_close(encoder(bytes_)[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_images_are_scaled_and_their_channels_found():
+@pytest.mark.parametrize(
+    ("height", "blocks"),
+    [(84, 4), (86, 1)],  # 86 is not made of blocks of 4
+)
+def test_encoder_in_blocks_equals_the_layers_one_by_one(height, blocks):
+    encoder = ImageEncoder((3, height, 84), [(4, 8, 4), (5, 3, 2)], [6])
+    assert encoder.blocks == blocks
+    images = torch.randint(0, 256, (7, 3, height, 84)).float()
+    expected = torch.nn.Sequential.forward(encoder, images / 255)
+    outputs = encoder(to_blocks(images, blocks))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+    parameters = list(encoder.parameters())
+    gradients = torch.autograd.grad(outputs.square().sum(), parameters)
+    for ours, theirs in zip(
+        gradients, torch.autograd.grad(expected.square().sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_blocks_have_each_pixel_once_in_their_channels():
+    image = torch.arange(2 * 4 * 6).view(1, 2, 4, 6)
+    blocks = to_blocks(image, 2)
+    assert blocks.shape == (1, 8, 2, 3)
+    assert blocks.is_contiguous(memory_format=torch.channels_last)
+    for channel in range(2):
+        for y in range(4):
+            for x in range(6):
+                place = 4 * channel + 2 * (y % 2) + x % 2
+                assert blocks[0, place, y // 2, x // 2] == image[0, channel, y, x]
+
+
+def test_the_channels_of_images_are_found_and_their_bytes_kept():
     first = torch.randint(0, 256, (5, 2, 24, 20), dtype=torch.uint8)
-    scaled = QWRNetworks(IMAGES).normalize(first)
-    torch.testing.assert_close(scaled, first.float() / 255)
+    expected = to_blocks(first, 4).float()
+    torch.testing.assert_close(QWRNetworks(IMAGES).normalize(first), expected)
     last = Spec(obs_shape=(24, 20, 2), obs_dtype="uint8", action_dim=4, discrete=True)
-    torch.testing.assert_close(QWRNetworks(last).normalize(first.permute(0, 2, 3, 1)), scaled)
+    torch.testing.assert_close(QWRNetworks(last).normalize(first.permute(0, 2, 3, 1)), expected)
 
 
 def test_image_networks_keep_leading_dimensions_and_have_no_normaliser():

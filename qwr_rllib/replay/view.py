@@ -114,17 +114,19 @@ class ReplayView:
         chosen = torch.randint(self.num_rows, (count,), generator=generator, device=self.device)
         return self.rows[chosen]
 
+    def frames(self, slots: Tensor) -> Tensor:
+        """Slots of the frames ``(..., frame_stack)`` of the states in ``slots``, newest last."""
+        frames = [slots]
+        for _ in range(self.spec.frame_stack - 1):
+            frames.append(self.prev[frames[-1]])
+        return torch.stack(frames[::-1], -1)
+
     def observations(self, slots: Tensor) -> Tensor:
         """Raw observations ``(..., *obs_shape)`` of the states in ``slots`` ``(...)``.
 
         Frames are stacked here, the newest last.
         """
-        frames = [slots]
-        for _ in range(self.spec.frame_stack - 1):
-            frames.append(self.prev[frames[-1]])
-        if self.spec.frame_stack > 1:
-            slots = torch.stack(frames[::-1], -1)
-        return self.columns["obs"][slots]
+        return self.columns["obs"][self.frames(slots) if self.spec.frame_stack > 1 else slots]
 
     def slices(self, starts: Tensor, length: int) -> Slices:
         """Follows each row of ``starts`` ``(N,)`` for ``length`` steps."""
