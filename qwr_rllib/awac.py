@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray.rllib.utils.annotations import override
 
 from qwr_rllib.qwr import QWR, QWRConfig
+from qwr_rllib.settings import ALGORITHMS
 
 
 class AWACConfig(QWRConfig):
@@ -22,7 +23,8 @@ class AWACConfig(QWRConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AWAC)
-        self.actor_actions = "replay"
+        for name, value in ALGORITHMS["AWAC"].items():
+            setattr(self, name, value)
 
 
 class AWAC(QWR):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray.rllib.utils.annotations import override
 
 from qwr_rllib.qwr import QWR, QWRConfig
+from qwr_rllib.settings import ALGORITHMS
 
 
 class AWRConfig(QWRConfig):
@@ -27,10 +28,8 @@ class AWRConfig(QWRConfig):
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AWR)
-        self.critic_type = "v"
-        self.actor_actions = "replay"
-        self.margin = 60
-        self.replay_capacity = 50_000
+        for name, value in ALGORITHMS["AWR"].items():
+            setattr(self, name, value)
 
 
 class AWR(QWR):

@@ -6,6 +6,7 @@ rollout workers --rows--> replay actor --new rows--> learner's view --weights-->
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -43,13 +44,13 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from qwr_rllib import losses
+from qwr_rllib import losses, settings
 from qwr_rllib.collection import Collector, num_steps
 from qwr_rllib.envs import ATARI, atari_config, frame_stack_of, require_observation_shape
-from qwr_rllib.learner import Learner, LearnerConfig
+from qwr_rllib.learner import ImagePrecision, Learner, LearnerConfig
 from qwr_rllib.metrics import RunMetrics
 from qwr_rllib.names import did_you_mean, from_mapping
-from qwr_rllib.networks import ACTIVATIONS
+from qwr_rllib.networks import ACTIVATIONS, IMAGE_NETWORKS, ImageNetwork
 from qwr_rllib.offline import OfflineConfig, load
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, spec_of
 from qwr_rllib.replay.actor import ReplayActor
@@ -99,23 +100,17 @@ class QWRConfig(AlgorithmConfig):
         self.exploration_config = {"type": "StochasticSampling"}
         for name, field in LearnerConfig.__dataclass_fields__.items():
             setattr(self, name, field.default)
-        self.n_interactions = 1000
-        self.action_std = 0.4
-        self.replay_capacity = 5000
-        self.normalize_observations = True
-        self.critic_post_gate_layer = False
+        for name, value in settings.DEFAULTS.items():
+            setattr(self, name, value)
         self.max_refused_fraction = 0.1
         self.overlap_sampling = False
         self.learner_threads: int | Literal["auto"] = "auto"
-        self.frame_stack: int | Literal["auto"] = "auto"
-        self.reward_clip: float | None = None
         self.offline: dict[str, Any] | None = None
 
         self.num_env_runners = 1
         self.framework_str = "torch"
         # A row is acknowledged per iteration: fragments are as long as a worker's share of it.
         self.rollout_fragment_length = "auto"
-        self.batch_mode = "truncate_episodes"
         # The normaliser is in the network; a filter would put filtered rows into the replay.
         self.observation_filter = "NoFilter"
         # RLlib's preprocessor ends the run on an observation outside its space (a NaN is one); here
@@ -123,7 +118,7 @@ class QWRConfig(AlgorithmConfig):
         self._disable_preprocessor_api = True
         # RLlib would wrap Atari games a second time and clip the returns that it reports.
         self.preprocessor_pref = None
-        self.model |= {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}
+        self.model |= copy.deepcopy(settings.MODEL)
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True
         self.delay_between_env_runner_restarts_s = 1.0
@@ -155,10 +150,12 @@ class QWRConfig(AlgorithmConfig):
         replay_capacity: int = NotProvided,
         normalize_observations: bool = NotProvided,
         critic_post_gate_layer: bool = NotProvided,
+        image_network: ImageNetwork = NotProvided,
         max_refused_fraction: float = NotProvided,
         overlap_sampling: bool = NotProvided,
         compile: bool | Literal["auto"] = NotProvided,
         cuda_graphs: bool = NotProvided,
+        image_precision: ImagePrecision = NotProvided,
         learner_threads: int | Literal["auto"] = NotProvided,
         frame_stack: int | Literal["auto"] = NotProvided,
         reward_clip: float | None = NotProvided,
@@ -168,7 +165,8 @@ class QWRConfig(AlgorithmConfig):
         """Sets the training related configuration; defaults and sources: ``docs/algorithm.md``.
 
         Args:
-            n_interactions: Environment steps collected per iteration, over all rollout workers.
+            n_interactions: Environment steps collected per iteration, over all rollout workers;
+                with ``batch_mode="complete_episodes"`` each of them collects one whole episode.
             n_critic_steps: Critic minibatches per iteration.
             n_actor_steps: Actor minibatches per iteration.
             target_update_freq: Critic steps between syncs of the target network.
@@ -200,6 +198,9 @@ class QWRConfig(AlgorithmConfig):
             replay_capacity: Environment steps kept in the replay.
             normalize_observations: By running mean and variance inside the network.
             critic_post_gate_layer: One more hidden layer behind the critic's gate.
+            image_network: The convolutions and dense layers for images: "mnih2013" (2 and 1) or
+                "mnih2015" (3 and 1, wider). ``model``'s ``conv_filters`` and
+                ``post_fcnet_hiddens`` go before it.
             offline: Train on logged data: ``{"dataset": ...}``, a Minari data set's id or path or
                 RLlib's recorded output, and what else
                 :class:`~qwr_rllib.offline.OfflineConfig` has.
@@ -210,6 +211,8 @@ class QWRConfig(AlgorithmConfig):
             compile: True compiles the regressions by ``torch.compile``; "auto" takes Numba's
                 kernels on a CPU; False compiles nothing.
             cuda_graphs: On a GPU, launch each regression step as one CUDA graph.
+            image_precision: Arithmetic of the networks for images: "float32", or "bfloat16", which
+                is faster on GPUs and on CPUs that have instructions for it.
             learner_threads: CPU threads of the learner, at most; "auto" takes the CPUs of the main
                 process and of the rollout workers, where these rest meanwhile.
             frame_stack: Observations are this many frames along their first axis, of which the
@@ -284,7 +287,7 @@ class QWRConfig(AlgorithmConfig):
                 f"got {self.replay_capacity}"
             )
         envs = max(1, self.num_env_runners) * self.num_envs_per_env_runner
-        if self.n_interactions % envs and not self.in_evaluation:
+        if self.n_interactions % envs and not (self.in_evaluation or self._whole_episodes):
             raise ValueError(
                 f"n_interactions must be a multiple of the number of environments ({envs} = "
                 f"rollout workers x num_envs_per_env_runner), got {self.n_interactions}"
@@ -301,8 +304,16 @@ class QWRConfig(AlgorithmConfig):
                 "observation_filter must be 'NoFilter' (normalize_observations has the effect), "
                 f"got {self.observation_filter!r}"
             )
-        if self.batch_mode != "truncate_episodes" and not self.in_evaluation:
-            raise ValueError(f"batch_mode must be 'truncate_episodes', got {self.batch_mode!r}")
+        if self._whole_episodes and self.num_envs_per_env_runner > 1:
+            raise ValueError(
+                "num_envs_per_env_runner must be 1 with batch_mode 'complete_episodes', where each "
+                f"rollout worker collects one episode, got {self.num_envs_per_env_runner}"
+            )
+        if self.image_network not in IMAGE_NETWORKS:
+            raise ValueError(
+                f"image_network must be one of {', '.join(map(repr, IMAGE_NETWORKS))}, "
+                f"got {self.image_network!r}"
+            )
         if self.exploration_config != {"type": "StochasticSampling"}:
             raise ValueError(
                 "exploration_config has no effect, action_std is the noise; "
@@ -338,6 +349,16 @@ class QWRConfig(AlgorithmConfig):
         if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
             raise ValueError("QWR runs on RLlib's old API stack; leave api_stack() as it is")
         super().validate()
+
+    @property
+    def _whole_episodes(self) -> bool:
+        """Whether an iteration collects an episode of each worker, and not ``n_interactions``."""
+        return self.batch_mode == "complete_episodes" and not self.in_evaluation
+
+    @property
+    def rows_per_iteration(self) -> int:
+        """Environment steps, at least, that an iteration collects."""
+        return max(1, self.num_env_runners) if self._whole_episodes else self.n_interactions
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         """Checks that there are networks and a learner for an environment's spaces.
@@ -389,6 +410,8 @@ class QWRConfig(AlgorithmConfig):
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
         if isinstance(self.rollout_fragment_length, int):  # evaluation sets its own
             return self.rollout_fragment_length
+        if self._whole_episodes:
+            return 1  # what is beyond this is the rest of the episode
         envs = max(1, self.num_env_runners) * self.num_envs_per_env_runner
         return self.n_interactions // envs
 
@@ -471,7 +494,7 @@ class QWR(Algorithm):
         self.collector = Collector(
             self.env_runner_group,
             config.num_env_runners,
-            config.n_interactions,
+            config.rows_per_iteration,
             lambda: self.restore_env_runners(self.env_runner_group),
             config.env_runner_restore_timeout_s if config.restart_failed_env_runners else 0,
         )

@@ -23,6 +23,7 @@ from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, SampleBatch
 from qwr_rllib.envs import LIFE_LOST
 from qwr_rllib.qwr_torch_policy import NEXT_INFOS, QWRTorchPolicy
 from qwr_rllib.replay.actor import Receipt
+from qwr_rllib.replay.fragments import split_steps
 from qwr_rllib.replay.storage import Fragment
 
 
@@ -100,7 +101,7 @@ def _send(worker: RolloutWorker, replay: ActorHandle, fragments: Sequence[Fragme
 
 
 def fragments_of(policy: QWRTorchPolicy, batch: SampleBatch) -> list[Fragment]:
-    """Splits a batch into one fragment for each run of consecutive steps of an episode.
+    """Splits a batch into fragments: see :func:`~qwr_rllib.replay.fragments.split_steps`.
 
     ``mu`` in the state after an unfinished or cut fragment is that of the policy now. A step
     whose ``info`` has a true ``life_lost`` counts as terminated, though the episode goes on.
@@ -113,51 +114,20 @@ def fragments_of(policy: QWRTorchPolicy, batch: SampleBatch) -> list[Fragment]:
     def column(name: str, *shape: int) -> np.ndarray:
         return np.asarray(batch[name]).reshape(len(batch), *shape)
 
-    episodes, times = column(SampleBatch.EPS_ID), column(SampleBatch.T)
     terminated = column(SampleBatch.TERMINATEDS).astype(bool)
     if NEXT_INFOS in batch:
         terminated |= [bool(info.get(LIFE_LOST)) for info in batch[NEXT_INFOS]]
-    truncated = column(SampleBatch.TRUNCATEDS).astype(bool)
-    consecutive = (episodes[1:] == episodes[:-1]) & (times[1:] == times[:-1] + 1)
-    starts = np.append(0, np.flatnonzero(~consecutive | terminated[:-1]) + 1)
-    ends = np.append(starts[1:], len(batch))
-
-    obs = column(SampleBatch.OBS, *spec.obs_shape)
-    last_obs = column(SampleBatch.NEXT_OBS, *spec.obs_shape)[ends - 1]
-    last_mu = policy.behaviour(last_obs)
-    mu = column(SampleBatch.ACTION_DIST_INPUTS, spec.action_dim)
-    actions = column(SampleBatch.ACTIONS, *spec.action_shape)
-    rewards = column(SampleBatch.REWARDS)
-    if policy.config["reward_clip"] is not None:
-        rewards = rewards.clip(-policy.config["reward_clip"], policy.config["reward_clip"])
-
-    fragments = []
-    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        rows = slice(start, end)
-        states, params = obs[rows], mu[rows]
-        if not terminated[end - 1]:
-            states = np.append(states, last_obs[i : i + 1], axis=0)
-            params = np.append(params, last_mu[i : i + 1], axis=0)
-        context = None
-        if spec.frame_stack > 1:
-            # A NaN in a frame is no reason: the replay refuses the rows that it spoils.
-            if not np.array_equal(states[1:, :-1], states[:-1, 1:], equal_nan=True):
-                raise ValueError(
-                    f"frame_stack is {spec.frame_stack}, but the observations of "
-                    f"{policy.config['env']} are not stacks of the last frames, newest last"
-                )
-            context, states = states[0, :-1], states[:, -1]
-        fragments.append(
-            Fragment(
-                episode=int(episodes[start]) ^ policy.episode_salt,
-                start=int(times[start]),
-                obs=states,
-                action_dist_inputs=params,
-                actions=actions[rows],
-                rewards=rewards[rows],
-                terminated=bool(terminated[end - 1]),
-                done=bool(terminated[end - 1] or truncated[end - 1]),
-                context=context,
-            )
-        )
-    return fragments
+    return split_steps(
+        spec,
+        episodes=column(SampleBatch.EPS_ID) ^ policy.episode_salt,
+        times=column(SampleBatch.T),
+        obs=column(SampleBatch.OBS, *spec.obs_shape),
+        next_obs=column(SampleBatch.NEXT_OBS, *spec.obs_shape),
+        action_dist_inputs=column(SampleBatch.ACTION_DIST_INPUTS, spec.action_dim),
+        actions=column(SampleBatch.ACTIONS, *spec.action_shape),
+        rewards=column(SampleBatch.REWARDS),
+        terminated=terminated,
+        truncated=column(SampleBatch.TRUNCATEDS).astype(bool),
+        behaviour=policy.behaviour,
+        reward_clip=policy.config["reward_clip"],
+    )

@@ -391,6 +391,69 @@ def test_training_on_images_is_algorithm_2(monkeypatch):
         )
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        PICTURES,
+        Spec((20, 16, 3), "uint8", action_dim=3, discrete=True),
+        Spec((3, 16, 20), "uint8", action_dim=3, discrete=True),
+    ],
+    ids=["stacked", "channels last", "channels first"],
+)
+def test_the_image_kernel_gives_what_the_networks_normalise(spec):
+    learner = learner_for_images(spec)
+    view = ReplayView(spec, 10)
+    frames = view.columns["obs"]
+    frames.copy_(torch.randint(0, 256, frames.shape))
+    view.prev = torch.randint(0, len(frames), (len(frames),))
+    for count in (7, 3):  # the second in the memory of the first
+        slots = torch.randint(0, len(frames), (count,))
+        found = learner._normalized(view, slots)
+        expected = learner.networks.normalize(view.observations(slots))
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def learner_for_images(spec, **kwargs):
+    networks = networks_for(spec, conv_filters=[[4, 4, 4]], conv_hiddens=[16])
+    return Learner(networks, LearnerConfig(**(SMALL | kwargs)), seed=0)
+
+
+def test_bfloat16_without_instructions_for_it_warns_and_trains_in_float32(monkeypatch, caplog):
+    monkeypatch.setattr(learner_module, "_computes_bfloat16", lambda device: False)
+    learner = learner_for_images(PICTURES, image_precision="bfloat16")
+    assert "image_precision is 'bfloat16'" in caplog.text
+    assert learner.actor.body.precision == torch.float32
+    monkeypatch.setattr(learner_module, "_computes_bfloat16", lambda device: True)
+    learner = learner_for_images(PICTURES, image_precision="bfloat16")
+    parts = [learner.actor.body, learner.critic.body[0], learner.target_critic.body[0]]
+    assert {part.precision for part in parts} == {torch.bfloat16}
+
+
+def test_target_features_are_computed_once_a_sync_where_chunks_would_repeat_them(monkeypatch):
+    monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", 2)
+    found = {}
+    for name, once in (("each chunk", False), ("once", True)):
+        learner, view = scripted(CONTINUOUS, target_update_freq=6, n_critic_steps=13)
+        assert learner._visits_states_again(view)  # 3 chunks of 32 draws, of 25 rows
+        if not once:
+            monkeypatch.setattr(learner, "_visits_states_again", lambda view: False)
+        passed = []
+        body = learner._bodies[learner.target_critic]
+        learner._bodies[learner.target_critic] = lambda obs, body=body, passed=passed: (
+            passed.append(len(obs)) or body(obs)
+        )
+        learner.train_critic(view)
+        found[name] = weights(learner.critic), sum(passed)
+    torch.testing.assert_close(found["once"][0], found["each chunk"][0], rtol=1e-5, atol=1e-6)
+    assert found["once"][1] < found["each chunk"][1]
+
+
+def test_target_features_are_of_the_chunks_alone_where_they_have_fewer_states():
+    learner, view = scripted(CONTINUOUS, target_update_freq=3)
+    assert not learner._visits_states_again(view)
+
+
 # Chunks
 
 
@@ -436,7 +499,7 @@ def test_the_actor_does_not_depend_on_the_features_being_cached(monkeypatch):
     for limit in (2**28, 0):
         monkeypatch.setattr(learner_module, "MAX_CACHED_FEATURES_BYTES", limit)
         learner, view = scripted(CONTINUOUS)
-        assert (learner._all_features(view) is None) == (limit == 0)
+        assert (learner._all_features(view, learner.critic) is None) == (limit == 0)
         learner.train_actor(view)
         trained.append(weights(learner.actor))
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)

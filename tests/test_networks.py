@@ -16,6 +16,7 @@ from qwr_rllib.networks import (
     ImageEncoder,
     ObservationNormalizer,
     QWRNetworks,
+    to_blocks,
 )
 from qwr_rllib.specs import Spec
 
@@ -348,6 +349,27 @@ def test_the_convolutions_of_2013_on_an_atari_observation():
     assert shapes == [(16, 4, 8, 8), (32, 16, 4, 4), (256, 32 * 9 * 9)]
 
 
+def test_the_convolutions_of_2015_on_an_atari_observation():
+    spec = Spec(obs_shape=(4, 84, 84), obs_dtype="uint8", action_dim=6, discrete=True)
+    body = QWRNetworks(spec, image_network="mnih2015").actor.body
+    shapes = [tuple(parameter.shape) for parameter in body.parameters() if parameter.dim() > 1]
+    # 9 -> 9 - 3 + 1 = 7
+    assert shapes == [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, 64 * 7 * 7)]
+
+
+def test_bfloat16_rounds_features_and_keeps_weights_and_gradients_float32():
+    encoder = ImageEncoder((1, 12, 12), [(4, 4, 2)], [6])
+    images = to_blocks(torch.randint(0, 256, (9, 1, 12, 12)).float(), encoder.blocks)
+    exact = encoder(images)
+    encoder.precision = torch.bfloat16
+    rounded = encoder(images)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.02)
+    rounded.sum().backward()
+    assert {each.grad.dtype for each in encoder.parameters()} == {torch.float32}
+
+
 def test_encoder_equals_a_naive_convolution():
     encoder = spoil_init(ImageEncoder((1, 3, 4), [(2, 2, 1)], [5]))
     (conv, _, _, dense) = encoder
@@ -413,7 +435,7 @@ def test_image_networks_keep_leading_dimensions_and_have_no_normaliser():
 
 def test_one_pass_of_the_body_gives_q_of_all_actions():
     critic = spoil_init(QWRNetworks(IMAGES).critic)
-    obs, actions = torch.rand(3, 2, 24, 20), torch.arange(4).expand(3, 4)
+    obs, actions = to_blocks(255 * torch.rand(3, 2, 24, 20), 4), torch.arange(4).expand(3, 4)
     q_values = critic.q_values(critic.features(obs), actions)
     for j in range(4):
         expected = critic(obs, actions[:, j]) * critic.q_scale
@@ -431,7 +453,7 @@ def test_enumerated_and_sampled_actions_agree_in_expectation():
     """The same backup and weights, with all actions under mu as with many samples of it."""
     torch.manual_seed(1)
     actor, critic = QWRNetworks(IMAGES).actor, spoil_init(QWRNetworks(IMAGES, gamma=0.0).critic)
-    features = critic.features(torch.rand(1, 2, 24, 20))
+    features = critic.features(to_blocks(255 * torch.rand(1, 2, 24, 20), 4))
     features = features / features.std()
     mu = torch.tensor([[1.0, 0.0, -1.0, 0.5]])
     exact = {}

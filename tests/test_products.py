@@ -13,7 +13,7 @@ SHAPES = [(1, 1, 1), (7, 5, 3), (256, 17, 64), (33, 300, 6), (64, 64, 64)]
 def library(request, monkeypatch):
     if request.param == "oneDNN" and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(products, "_onednn_is_good", lambda: request.param == "oneDNN")
+    monkeypatch.setattr(products, "HAS_ONEDNN", request.param == "oneDNN")
     return request.param
 
 
@@ -47,10 +47,31 @@ def test_other_types_are_left_to_pytorch(library):
     assert not products.takes_onednn(ones)
 
 
-def test_it_is_measured_once_and_draws_no_random_numbers():
-    products._onednn_is_good.cache_clear()
-    before = torch.get_rng_state()
-    found = {products.takes_onednn(torch.ones(2, 2)) for _ in range(3)}
-    assert len(found) == 1
-    assert products._onednn_is_good.cache_info().misses == 1
-    assert torch.equal(torch.get_rng_state(), before)
+needs_onednn = pytest.mark.skipif(not products.HAS_ONEDNN, reason="products are not oneDNN's here")
+
+
+@needs_onednn
+@pytest.mark.parametrize(("m", "k", "n"), [*SHAPES, (1, 256, 256), (256, 256, 1), (256, 256, 256)])
+def test_the_number_of_threads_changes_nothing(m, k, n):
+    before = torch.get_num_threads()
+    left, right = torch.randn(m, k), torch.randn(k, n)
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(products.matmul(left, right))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_onednn
+def test_where_a_matrix_lies_in_memory_changes_nothing():
+    memory, right = torch.randn(256 * 17 + 16), torch.randn(17, 256)
+    values = torch.randn(256, 17)
+    found = []
+    for offset in (0, 1, 5, 16):
+        left = memory[offset : offset + values.numel()].view_as(values).copy_(values)
+        found.append(products.matmul(left, right))
+    assert all(torch.equal(each, found[0]) for each in found)
