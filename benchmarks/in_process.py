@@ -1,128 +1,66 @@
-"""Training that starts no Ray: an environment, the store, the view and the learner in one loop.
+"""Training that starts no Ray: see :mod:`qwr_rllib.local`.
 
     python benchmarks/in_process.py Hopper-v5 --config '{"backup_temperature": 0.1}'
     python benchmarks/in_process.py --like docs/results/table1/awr/AWR_Hopper-v5_seed0 --device cuda
+    python benchmarks/in_process.py --file tuned_examples/qwr-pong.yaml --device cuda \\
+        --checkpoint pong --out pong/result.json --evaluate-every 15 --final-episodes 100
 
 For looking at many settings quickly, and for a machine without Ray: an iteration takes what the
-learner takes. Rows, targets and updates are those of ``rllib train``; random numbers are drawn in
-another order, so that a run is another sample of the same thing and not the same run.
+learner takes. With ``--checkpoint`` the same command goes on where an earlier one was stopped.
 
 A line for each iteration, in the shape of RLlib's ``result.json`` as far as reports read it: the
 training return with the policy's noise, the evaluation with its mode. What Ray's do not have:
 
-    learner/q_std       standard deviation of Q over the actions of a state, in the median of 512
-    learner/moved       root mean square of how far the policy's mean moved in the new states
-    versions/in_process the device: the mark of a run of this script
+    learner/q_std        standard deviation of Q over the actions of a state, in the median of 512
+    learner/moved        how far the policy moved in the new states: see LocalTrainer.train
+    learner/entropy      of a policy of discrete actions in the new states, mean, in nats
+    learner/dead_units   share of the critic's features that are 0 in 512 states
+    versions/in_process  the device: the mark of a run of this script
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-import gymnasium as gym
 import numpy as np
 import torch
+import yaml
 
 from qwr_rllib import deployment
-from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import QWRNetworks
-from qwr_rllib.replay.storage import Fragment, ReplayStorage
-from qwr_rllib.replay.view import ReplayView
-from qwr_rllib.settings import learner_config, networks_of
-from qwr_rllib.specs import Spec
+from qwr_rllib.local import REPLAY_FILE, STATE_FILE, LocalTrainer
+from qwr_rllib.names import did_you_mean
+from qwr_rllib.settings import ALGORITHMS, defaults_of
 from qwr_rllib.versions import versions
 
-SMOOTHING = 100  # episodes in the mean return of training, as RLlib's
-EVALUATION_EPISODES = 10
-# RLlib calls lambda_ "lambda".
-DEFAULTS = {
-    name.rstrip("_"): field.default for name, field in LearnerConfig.__dataclass_fields__.items()
-}
-CHANGEABLE = DEFAULTS.keys() | {
-    "action_std",
-    "critic_post_gate_layer",
-    "n_interactions",
-    "normalize_observations",
-    "replay_capacity",
-}
-
-
-class Actor:
-    """Acts in an environment with Box actions."""
-
-    def __init__(self, env: gym.Env, networks: QWRNetworks, seed: int) -> None:
-        self.env, self.networks = env, networks
-        self.random = np.random.default_rng(seed)
-        self.obs, _ = env.reset(seed=seed)
-        self.episode = self.step = 0
-        self.total = 0.0
-        self.returns: deque[float] = deque(maxlen=SMOOTHING)
-
-    @torch.inference_mode()
-    def mean(self, obs: np.ndarray) -> np.ndarray:
-        return self.networks.behaviour(torch.as_tensor(obs, dtype=torch.float32)[None])[0].numpy()
-
-    def act(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
-        high = self.env.action_space.high  # type: ignore[attr-defined]
-        obs, reward, terminated, truncated, _ = self.env.step(high * np.clip(action, -1, 1))
-        return obs, float(reward), terminated, truncated
-
-    def collect(self, steps: int) -> Iterator[Fragment]:
-        """Whole episodes, and what has begun of the last one."""
-        rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, float]] = []
-        for left in range(steps - 1, -1, -1):
-            mean = self.mean(self.obs)
-            std = self.networks.actor.action_std
-            action = mean + std * self.random.standard_normal(mean.shape, np.float32)
-            after, reward, terminated, truncated = self.act(action)
-            rows.append((self.obs, mean, action, reward))
-            self.obs, self.step, self.total = after, self.step + 1, self.total + reward
-            done = terminated or truncated
-            if done or not left:
-                obs, mu, actions, rewards = map(list, zip(*rows, strict=True))
-                last = [] if terminated else [after]
-                yield Fragment(
-                    episode=self.episode,
-                    start=self.step - len(rows),
-                    obs=np.array(obs + last, np.float32),
-                    action_dist_inputs=np.array(mu + [self.mean(each) for each in last]),
-                    actions=np.array(actions),
-                    rewards=np.array(rewards, np.float32),
-                    terminated=terminated,
-                    done=done,
-                )
-                rows = []
-            if done:
-                self.returns.append(self.total)
-                self.obs, _ = self.env.reset()
-                self.episode, self.step, self.total = self.episode + 1, 0, 0.0
-
-    def evaluate(self) -> list[float]:
-        """Returns of episodes with the mode."""
-        returns = []
-        for _ in range(EVALUATION_EPISODES):
-            self.obs, _ = self.env.reset()
-            total, done = 0.0, False
-            while not done:
-                self.obs, reward, *ends = self.act(self.mean(self.obs))
-                total, done = total + reward, any(ends)
-            returns.append(total)
-        return returns
+# What has a meaning here besides the defaults' keys, or may stand in a file without any.
+IGNORED = {
+    "evaluation_interval", "evaluation_duration", "evaluation_duration_unit", "num_env_runners",
+    "num_envs_per_env_runner", "num_gpus", "learner_threads",
+}  # fmt: skip
 
 
 @torch.no_grad()
-def std_over_actions(learner: Learner, view: ReplayView, slots: torch.Tensor) -> float:
-    critic: Any = learner.critic
-    mu = view.columns["action_dist_inputs"][slots]
-    actions, _ = learner.actor.proposals(mu, 8)
-    features = critic.features(learner.networks.normalize(view.observations(slots)))
-    return critic.q_values(features, actions).std(-1).median().item()
+def diagnostics(trainer: LocalTrainer) -> dict[str, float]:
+    """Of the newest 512 rows."""
+    learner, view = trainer.learner, trainer.view
+    rows = view.rows[view.inserted[view.rows].argsort()[-512:]]
+    obs = learner.networks.normalize(view.observations(rows))
+    found = {}
+    if learner.config.critic_type == "q":
+        critic: Any = learner.critic
+        features = critic.features(obs)
+        actions, _ = learner.actor.proposals(view.columns["action_dist_inputs"][rows], 8)
+        found["q_std"] = critic.q_values(features, actions).std(-1).median().item()
+        hidden = critic.body[0](obs)
+        found["dead_units"] = (hidden <= 0).all(0).float().mean().item()
+    if trainer.spec.discrete:
+        logs = learner.actor(obs).log_softmax(-1)
+        found["entropy"] = -(logs.exp() * logs).sum(-1).mean().item()
+    return found
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -133,107 +71,219 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def settings_of(trial: Path | None) -> dict[str, Any]:
-    """The config that a trial's results name, or QWR's defaults."""
+def settings_of(trial: Path | None, file: Path | None) -> tuple[dict[str, Any], int | None]:
+    """The config that a trial's results or a YAML file name, or QWR's defaults.
+
+    Returns:
+        It, and the environment steps at which a file says to stop.
+
+    Raises:
+        click.UsageError: if the file is not one experiment.
+    """
     if trial:
         results = (trial / "result.json").read_text().splitlines()
-        return DEFAULTS | json.loads(results[-1])["config"]  # a later release may have more keys
-    from qwr_rllib.qwr import QWRConfig  # the one thing here that needs Ray
+        config = json.loads(results[-1])["config"]
+        return defaults_of("QWR") | config, None  # a later release may have more keys
+    if not file:
+        return defaults_of("QWR") | {"env": None}, None
+    experiments = list(yaml.safe_load(file.read_text()).values())
+    if len(experiments) != 1 or experiments[0].get("run") not in ALGORITHMS:
+        raise click.UsageError(f"{file}: expected one experiment of {', '.join(ALGORITHMS)}")
+    (spec,) = experiments
+    config = defaults_of(spec["run"]) | {"env": spec["env"]}
+    config = changed(config, spec.get("config", {}), str(file))
+    return config, spec.get("stop", {}).get("num_env_steps_sampled_lifetime")
 
-    return QWRConfig().to_dict()
+
+def changed(config: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
+    """The config with changes.
+
+    Raises:
+        click.UsageError: for a key that has no effect here.
+    """
+    changes = {key: value for key, value in changes.items() if key not in IGNORED}
+    known = config.keys() - {"env"}
+    for key in changes:
+        if key not in known:
+            raise click.UsageError(f"{where}: unknown config key {key!r}{did_you_mean(key, known)}")
+    merged = {key: config[key] | changes.get(key, {}) for key in ("env_config", "model")}
+    return config | changes | merged
+
+
+def evaluation_of(returns: list[float]) -> dict[str, Any]:
+    return {
+        "env_runners": {
+            "episode_return_mean": float(np.mean(returns)),
+            "hist_stats": {"episode_reward": returns},
+        }
+    }
+
+
+def lines_until(out: Path, iteration: int) -> list[dict[str, Any]]:
+    """The rows of an earlier run up to an iteration."""
+    if not out.exists():
+        return []
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    return [row for row in rows if row["training_iteration"] <= iteration]
 
 
 @click.command()
 @click.argument("env_id", metavar="[ENV]", required=False)
-@click.option("--like", type=click.Path(exists=True, file_okay=False, path_type=Path),
-              help="A trial's folder, which has the environment, seed and settings.")  # fmt: skip
-@click.option("--iterations", default=100, show_default=True)
-@click.option("--seed", type=int, show_default="the trial's, or 0")
-@click.option("--config", "given", type=json_object, default="{}", metavar="JSON",
-              help="Changes to the learner's, replay's and networks' settings.")  # fmt: skip
-@click.option("--evaluate-every", default=10, show_default=True, help="Iterations.")
+@click.option(
+    "--like",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A trial's folder, which has the environment, seed and settings.",
+)
+@click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An experiment in YAML, which has them.",
+)
+@click.option("--iterations", type=click.IntRange(1), help="Default: the file's stop, or 100.")
+@click.option("--seed", type=int, show_default="the trial's or file's, or 0")
+@click.option(
+    "--config",
+    "given",
+    type=json_object,
+    default="{}",
+    metavar="JSON",
+    help="Changes to the settings of learner, replay, networks and environment.",
+)
+@click.option(
+    "--evaluate-every",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Times n_interactions environment steps.",
+)
+@click.option(
+    "--episodes", type=click.IntRange(1), default=10, show_default=True, help="Of an evaluation."
+)
+@click.option(
+    "--final-episodes",
+    type=click.IntRange(0),
+    show_default="as the others",
+    help="Of the last evaluation; 0 for none.",
+)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--out", type=click.File("w"), default="-")
-@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the trained policy here, as safetensors.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Default: stdout.")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the trained policy here, as safetensors.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep checkpoints here, and go on from the one that is there.",
+)
+@click.option(
+    "--checkpoint-every", type=click.IntRange(1), default=5, show_default=True, help="Iterations."
+)
 def main(
     env_id: str | None,
     like: Path | None,
-    iterations: int,
+    file: Path | None,
+    iterations: int | None,
     seed: int | None,
     given: dict[str, Any],
     evaluate_every: int,
+    episodes: int,
+    final_episodes: int | None,
     device: str,
-    out: Any,
+    threads: int,
+    out: Path | None,
     save: Path | None,
-) -> None:
-    config = settings_of(like)
-    if unknown := given.keys() - CHANGEABLE:
-        raise click.BadParameter(
-            f"unknown config key {unknown.pop()!r}, known are {', '.join(sorted(CHANGEABLE))}"
-        )
-    config |= given
-    env_id = config["env"] = env_id or config["env"]
-    if not env_id:
-        raise click.UsageError("needs an environment, or --like")
-    seed = config["seed"] = (config["seed"] or 0) if seed is None else seed
-    torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    env = gym.make(env_id)
-    spaces: Any = env.observation_space, env.action_space
-    spec = Spec(spaces[0].shape, "float32", spaces[1].shape[0], False)
-    settings, networks = learner_config(config), networks_of(spec, config).to(device)
-    learner = Learner(networks, settings, seed)
-    capacity, per_iteration = config["replay_capacity"], config["n_interactions"]
-    storage, view = ReplayStorage(spec, capacity), ReplayView(spec, capacity, device)
-    acting = networks_of(spec, config, with_critic=False)
-    acting.load_state_dict(networks.acting_state())
-    actor = Actor(env, acting, seed)
-    evaluated = Actor(gym.make(env_id), acting, seed + 10_000)
+    checkpoint: Path | None,
+    checkpoint_every: int,
+) -> None:  # fmt: skip
+    if like and file:
+        raise click.UsageError("--like and --file do not go together")
+    if checkpoint and not out:
+        raise click.UsageError("--checkpoint needs --out, whose lines it goes on with")
+    config, until = settings_of(like, file)
+    config = changed(config, given, "--config")
+    config["env"] = env_id or config["env"]
+    if not config["env"]:
+        raise click.UsageError("needs an environment, --like or --file")
+    config["seed"] = (config["seed"] or 0) if seed is None else seed
+    per_iteration = config["n_interactions"]
+    if iterations or not until:
+        until = (iterations or 100) * per_iteration
+    torch.set_num_threads(threads)
+    try:
+        trainer = LocalTrainer(config, device)
+    except (ValueError, RuntimeError) as error:
+        raise click.UsageError(str(error)) from error
+    trainer.learner.threads = threads
     on_gpu = device.startswith("cuda")
     made_with = versions() | {"in_process": torch.cuda.get_device_name() if on_gpu else device}
+    before: list[dict[str, Any]] = []
+    if checkpoint and out and (checkpoint / STATE_FILE).exists():
+        # Without its replay a run that is at its end can still be evaluated.
+        trainer.restore(checkpoint, replay=(checkpoint / REPLAY_FILE).exists())
+        before = lines_until(out, trainer.iteration)
+        click.echo(f"goes on after iteration {trainer.iteration}", err=True)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(row, default=str) + "\n" for row in before))
+    earlier = before[-1]["time_total_s"] if before else 0.0
     started = time.perf_counter()
-    for iteration in range(1, iterations + 1):
-        for fragment in actor.collect(per_iteration):
-            storage.add(fragment)
-        new = view.update(storage.changes(view.uid, view.version))
-        learner.observe(view.observations(new))
-        learner.gamma = settings.gamma_at(iteration * per_iteration)
-        metrics = learner.train(view)
-        moved = networks.behaviour(view.observations(new)).detach()
-        moved -= view.columns["action_dist_inputs"][new]
-        metrics["moved"] = moved.square().sum(-1).mean().sqrt().item()
-        if settings.critic_type == "q":
-            some = new[torch.randint(len(new), (512,))]
-            metrics["q_std"] = std_over_actions(learner, view, some)
-        acting.load_state_dict(networks.acting_state())
-        row: dict[str, Any] = {
-            "training_iteration": iteration,
-            "num_env_steps_sampled_lifetime": iteration * per_iteration,
-            "time_total_s": time.perf_counter() - started,
+
+    def emit(row: dict[str, Any]) -> None:
+        line = json.dumps(row, default=str)
+        if out:
+            with open(out, "a") as lines:
+                lines.write(line + "\n")
+        else:
+            click.echo(line)
+
+    row: dict[str, Any] = {}
+    evaluated = trainer.num_env_steps // (evaluate_every * per_iteration)
+    while trainer.num_env_steps < until:
+        metrics = trainer.train()
+        steps = trainer.num_env_steps
+        done = steps >= until
+        row = {
+            "training_iteration": trainer.iteration,
+            "num_env_steps_sampled_lifetime": steps,
+            "time_total_s": earlier + time.perf_counter() - started,
             "env_runners": {
-                "episode_return_mean": float(np.mean(actor.returns or [np.nan])),
+                "episode_return_mean": float(np.mean(trainer.runner.returns or [np.nan])),
             },
-            "learner": metrics,
-            "done": iteration == iterations,
+            "learner": metrics | diagnostics(trainer),
+            "done": done,
         }
-        if iteration % evaluate_every == 0:
-            returns = evaluated.evaluate()
-            row["evaluation"] = {
-                "env_runners": {
-                    "episode_return_mean": float(np.mean(returns)),
-                    "hist_stats": {"episode_reward": returns},
-                }
-            }
-        if row["done"]:
-            row["env_runners"]["hist_stats"] = {"episode_reward": list(actor.returns)}
+        due = steps // (evaluate_every * per_iteration)
+        if due > evaluated and not done:
+            row["evaluation"] = evaluation_of(trainer.evaluate(episodes))
+        evaluated = due
+        if done:
+            row["env_runners"]["hist_stats"] = {"episode_reward": list(trainer.runner.returns)}
             row |= {"config": config, "versions": made_with}
             row["date"] = time.strftime("%Y-%m-%d_%H-%M-%S")
-        click.echo(json.dumps(row, default=str), file=out)
-        out.flush()
+        if out or not done:  # to a terminal the last line goes with its evaluation
+            emit(row)
+        if checkpoint and (done or trainer.iteration % checkpoint_every == 0):
+            # At the end what is left is to evaluate, which needs no replay.
+            trainer.save(checkpoint, replay=not done)
+    row = row or before[-1]
+    if "evaluation" not in row and (
+        count := episodes if final_episodes is None else final_episodes
+    ):
+        row["evaluation"] = evaluation_of(trainer.evaluate(count))
+        if out:
+            rows = [*lines_until(out, trainer.iteration - 1), row]
+            out.write_text("".join(json.dumps(each, default=str) + "\n" for each in rows))
+        else:
+            emit(row)
     if save:
-        about = deployment.describe(spec, *spaces, config, iterations * per_iteration)
-        deployment.save(save, networks.acting_state(), about)
+        spaces = trainer.runner.env.observation_space, trainer.runner.env.action_space
+        about = deployment.describe(trainer.spec, *spaces, config, trainer.num_env_steps)
+        deployment.save(save, trainer.acting_state(), about)
 
 
 if __name__ == "__main__":
