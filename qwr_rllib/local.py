@@ -182,6 +182,11 @@ class LocalTrainer:
     """
 
     def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        if not config["normalize_actions"] or config["clip_actions"]:
+            raise ValueError(
+                "training without Ray takes normalize_actions true and clip_actions false, got "
+                f"{config['normalize_actions']!r} and {config['clip_actions']!r}"
+            )
         self.config = config
         self.iteration = 0
         seed = config["seed"] or 0

@@ -41,7 +41,9 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
     return {
         **{name.rstrip("_"): field.default for name, field in fields},
         **DEFAULTS,
-        **{"env_config": {}, "seed": None, "model": model},
+        # RLlib's own.
+        **{"env_config": {}, "seed": None, "normalize_actions": True, "clip_actions": False},
+        "model": model,
         **ALGORITHMS[algorithm],
     }
 

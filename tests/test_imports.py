@@ -31,11 +31,17 @@ for name in "specs", "losses":
     importlib.import_module(f"qwr_rllib.{name}")
     print(*sorted(each for each in sys.modules if each.startswith("qwr_rllib.")))
 names = "networks", "gradients", "kernels", "learner", "settings", "theorem"
-for name in *names, "replay.storage", "replay.view", "replay.refill":
+for name in *names, "replay.storage", "replay.view", "replay.refill", "replay.fragments":
     importlib.import_module(f"qwr_rllib.{name}")
 """)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == ["qwr_rllib.specs", "qwr_rllib.losses qwr_rllib.specs"]
+
+
+def test_training_in_one_process_needs_no_ray():
+    code = WITHOUT_RAY.replace('("ray", "gymnasium")', '("ray",)')
+    result = run("import qwr_rllib.local", code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_algorithm_needs_ray():

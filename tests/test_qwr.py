@@ -96,6 +96,46 @@ def test_an_iteration_makes_exactly_what_the_config_says(build):
     assert replay["num_episodes"] == 4
 
 
+@pytest.mark.parametrize("num_env_runners", [0, 2])
+def test_an_iteration_may_be_a_whole_episode_of_each_worker(build, num_env_runners):
+    class Lengths(gym.Env):
+        """Episodes of 3, 4, 5, ... steps."""
+
+        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+        def __init__(self, config=None):
+            self.limit = 2
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.t, self.limit = 0, self.limit + 1
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.t += 1
+            return np.zeros(2, np.float32), 1.0, self.t == self.limit, False, {}
+
+    register_env("lengths", Lengths)
+    config = (
+        QWRConfig()
+        .environment("lengths")
+        .env_runners(num_env_runners=num_env_runners, batch_mode="complete_episodes")
+        .training(**SMALL | {"n_interactions": 7})
+    )
+    algo = config.build_algo()
+    workers, steps = max(1, num_env_runners), []
+    for _ in range(3):
+        steps.append(algo.train()["num_env_steps_sampled_lifetime"])
+    # 3, then 4, then 5 of each; RLlib's check of the environment may have taken the first.
+    lengths = np.diff([0, *steps]) / workers
+    assert list(lengths) == [lengths[0], lengths[0] + 1, lengths[0] + 2]
+    assert algo.view.columns["terminateds"][algo.view.rows].sum() == 3 * workers
+    algo.stop()
+    with pytest.raises(ValueError, match="num_envs_per_env_runner must be 1 with batch_mode"):
+        config.copy(copy_frozen=False).env_runners(num_envs_per_env_runner=2).validate()
+
+
 def test_the_normaliser_sees_each_collected_row_once(build):
     algo = build()
     algo.train()
@@ -592,6 +632,8 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"model": {"conv_filters": [[16, 8]]}}, r"model.conv_filters .* got \[\[16, 8\]\]"),
         ({"reward_clip": 0}, "reward_clip must be a number > 0, got 0"),
         ({"action_std": True}, "action_std must be a number > 0, got True"),
+        ({"image_network": "resnet"}, "image_network must be one of 'mnih2013', 'mnih2015'"),
+        ({"image_precision": "half"}, "image_precision must be one of 'float32', 'bfloat16'"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_named(training, message):
