@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import itertools
 import json
@@ -240,7 +241,11 @@ def test_truncated_lines_are_counted_and_left_out(tmp_path: Path) -> None:
     (folder / "result.json").write_text("".join(lines)[:-50])
     trial = only(trials.read([tmp_path]))
     assert trial.rows.iteration.tolist() == [1, 3]
-    assert trial.notes == ["2 unreadable lines in result.json"]
+    assert trial.notes == ["2 unreadable lines in result.json (2, 4)"]
+    write([tmp_path], tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert f"Left out: {tmp_path.name}/00000: 2 unreadable lines in result.json (2, 4)." in text
+    assert "1 trial, 0 of them finished, 1 group." in text
 
 
 def test_a_half_written_state_is_passed_over(tmp_path: Path) -> None:
@@ -287,6 +292,48 @@ def test_no_episode_has_ended_yet(tmp_path: Path) -> None:
     assert len(trial.rows) == 2
     summary = write([tmp_path], tmp_path / "out")
     assert summary.num_finished == 0
+    # The paper has a score of this task, whose line would cross what is said instead of curves.
+    [drawing] = figures.draw(groups.group([trial]), "iqr")
+    [axes] = drawing.figure.axes
+    assert [text.get_text() for text in axes.texts] == ["no return yet"]
+    assert not axes.lines
+
+
+def test_without_an_evaluation_nothing_is_empty(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_trial(tmp_path, seed, seed=seed, evaluated=())
+    found = trials.read([tmp_path])
+    cells = groups.group(found)
+    for table in (tables.final_scores(cells), tables.all_trials(found)):
+        assert not [name for name in table.text.columns if "evaluation" in name]
+        assert not (table.text == "-").all().any()
+    assert not (tables.final_scores(cells).text == "-").any(axis=None)
+    assert tables.beside_the_paper(cells) is None
+    drawing = figures.draw(cells, "iqr")[0]
+    [axes] = drawing.figure.axes
+    assert "training" in axes.get_title()
+    assert axes.lines
+
+
+def test_many_environments_have_a_small_panel_each(tmp_path: Path) -> None:
+    envs = ["Walker2d-v5", "Hopper-v5", "HalfCheetah-v5", "Humanoid-v5", "Pendulum-v1"]
+    for number, (env, backup) in enumerate(itertools.product(envs, ["max", "mean"])):
+        evaluated = () if env == "Pendulum-v1" else (2, 4)
+        write_trial(tmp_path, number, env=env, backup=backup, evaluated=evaluated)
+    cells = groups.group(trials.read([tmp_path]))
+    drawing = figures.draw(cells, "iqr")[0]
+    assert drawing.name == "overview"
+    drawing.figure.savefig(io.BytesIO(), format="png", dpi=100)
+    assert_readable(drawing.figure)
+    titles = [axes.get_title() for axes in drawing.figure.axes]
+    assert titles == sorted([*envs[:4], "Pendulum-v1 (training)"])
+    widths = {round(axes.get_position().width, 3) for axes in drawing.figure.axes}
+    assert len(widths) == 1
+    [legend] = drawing.figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["backup=max", "backup=mean", "paper, QWR-LSE at 100K"]
+    few = [cell for cell in cells if cell.env in envs[:2]]
+    assert "overview" not in [each.name for each in figures.draw(few, "iqr")]
 
 
 # --- Grouping ------------------------------------------------------------------------------
@@ -626,28 +673,89 @@ def test_page_is_one_file(written: Path) -> None:
         assert label in page
 
 
-@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium on this machine")
-def test_page_in_a_browser(written: Path, tmp_path: Path) -> None:
+PROBE = """
+<script>
+window.addEventListener("load", () => {
+  const found = {
+    pictures: [...document.images].map((image) => image.complete && image.naturalWidth > 300),
+    fetched: performance.getEntriesByType("resource").map((each) => each.name)
+      .filter((name) => !name.startsWith("data:")),
+    wide: document.documentElement.scrollWidth > window.innerWidth,
+    columns: [],
+  };
+  for (const table of document.querySelectorAll("table")) {
+    for (const button of table.querySelectorAll("th button")) {
+      const sorted = [];
+      for (let click = 0; click < 2; click++) {
+        button.click();
+        const column = button.parentElement.cellIndex;
+        sorted.push([...table.tBodies[0].rows].map((row) => row.cells[column].textContent));
+      }
+      found.columns.push([button.textContent, ...sorted]);
+    }
+  }
+  fetch("http://127.0.0.1:9/").then(() => { found.open = true; }, () => { found.open = false; })
+    .finally(() => { document.body.textContent = "FOUND" + JSON.stringify(found) + "END"; });
+});
+</script>
+"""
+
+
+def in_a_browser(page: Path, profile: Path, *options: str) -> str:
+    """Opens a page in a headless Chromium; what it prints."""
     browser = next(filter(None, map(shutil.which, BROWSERS)))
-    picture = tmp_path / "page.png"
     # fmt: off
-    subprocess.run(
+    ended = subprocess.run(
         [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,2600",
-            "--hide-scrollbars", f"--screenshot={picture}", (written / "report.html").as_uri(),
+            f"--user-data-dir={profile}", "--window-size=1200,2600", "--hide-scrollbars",
+            "--virtual-time-budget=10000", *options, page.as_uri(),
         ],
-        check=True, capture_output=True, timeout=300,
+        check=True, capture_output=True, timeout=300, text=True,
     )
     # fmt: on
+    return ended.stdout
+
+
+def size(text: str) -> float:
+    """Of a cell, "1 000" or "12.0 [10.0, 13.0]"."""
+    return float(text.partition("[")[0].replace(" ", ""))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, BROWSERS)), reason="no Chromium on this machine")
+def test_page_in_a_browser(written: Path, tmp_path: Path) -> None:
+    probed = tmp_path / "probed.html"
+    page = (written / "report.html").read_text()
+    probed.write_text(page.replace("</body>", PROBE + "</body>"))
+    dom = in_a_browser(probed, tmp_path / "profile", "--dump-dom")
+    [text] = re.findall(r"FOUND(.*)END", html.unescape(dom))
+    found = json.loads(text)
+    assert found["pictures"] == [True] * 3
+    assert found["fetched"] == []
+    assert found["open"] is False
+    assert not found["wide"]  # nothing sticks out at the right
+    columns: dict[str, list[list[str]]] = {}
+    for name, *orders in found["columns"]:
+        columns.setdefault(name, []).extend(orders)
+    for rising, falling in zip(*[iter(columns["evaluation, IQM [95 %]"])] * 2, strict=True):
+        there = [cell for cell in rising if cell != "-"]
+        assert [size(cell) for cell in there] == sorted(map(size, there))
+        assert len({size(cell) for cell in there}) > 1
+        # What is missing is at the end both times.
+        assert rising[len(there) :] == falling[len(there) :] == ["-"] * (len(rising) - len(there))
+        assert [size(cell) for cell in falling[: len(there)]] == sorted(map(size, there))[::-1]
+    rising, falling = columns["group"][:2]
+    assert rising == sorted(rising)
+    assert falling == rising[::-1]
+
+    picture = tmp_path / "page.png"
+    in_a_browser(written / "report.html", tmp_path / "profile", f"--screenshot={picture}")
     pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
     assert pixels.shape[:2] == (2600, 1200)
     # The figures are there: the first colour of the curves, and that of the confidence bars.
     blue = np.array([0x00, 0x72, 0xB2])
     assert (np.abs(pixels - blue).sum(-1) < 10).sum() > 200
-    # Nothing sticks out at the right: the last column is empty.
-    assert (pixels[:, -1] == 255).all()
 
 
 def invoke(*arguments: object) -> Result:
@@ -661,12 +769,25 @@ def test_command(ablation: Path, tmp_path: Path) -> None:
     assert "mean and 95 % bootstrap interval" in (tmp_path / "new/out/report.md").read_text()
 
 
+def test_command_of_one_trial_with_a_line_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = write_trial(tmp_path, 0)
+    with open(folder / "result.json", "a") as file:
+        file.write('{"training_iteration": 5, "num_env')
+    result = invoke("report", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[:2] == [
+        "1 trial, 0 of them not finished",
+        f"Left out: {tmp_path.name}/00000: 1 unreadable line in result.json (5)",
+    ]
+    assert "1 seeds" not in (tmp_path / "out/report.md").read_text()
+
+
 def test_command_refuses(ablation: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for arguments, part in (
         (["report", tmp_path, "--out", tmp_path / "out"], "no results of Tune"),
         (["report", tmp_path / "missing", "--out", tmp_path / "out"], "missing: no such folder"),
-        (["report", ablation, "--out", tmp_path / "file"], str(tmp_path / "file")),
+        (["report", ablation, "--out", tmp_path / "file"], "expected a folder, "),
         (["report", ablation, "--out", tmp_path / "out", "--interval", "std"], "'std'"),
         (["report", ablation], "--out"),
         (["report", "--out", tmp_path / "out"], "PATH"),

@@ -8,10 +8,13 @@ from pathlib import Path
 import click
 
 from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.report import counted
 
 
 def report(paths: Sequence[Path], out: Path, kind: str, title: str) -> None:
     """``qwr report``."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: expected a folder, {out} is a file")
     try:
         # Here, as matplotlib is not installed with the package itself.
         from qwr_rllib.report.page import write
@@ -27,5 +30,8 @@ def report(paths: Sequence[Path], out: Path, kind: str, title: str) -> None:
     except (NoResultsError, OSError) as error:
         raise ConfigError(error) from error
     left = summary.num_trials - summary.num_finished
-    click.echo(f"{summary.num_trials} trials, {left} of them not finished (listed in the report)")
+    trials = counted(summary.num_trials, "trial")
+    click.echo(f"{trials}, {left} of them not finished{' (listed in the report)' * bool(left)}")
+    for line in summary.unreadable:
+        click.echo(f"Left out: {line}")
     click.echo(f"Report: {out / 'report.html'}")

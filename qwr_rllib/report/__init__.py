@@ -7,3 +7,8 @@
 
 COMMANDS_FILE = "commands.txt"
 """Where the command line notes how an experiment was started, in the experiment's folder."""
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 seed``, ``2 seeds``."""
+    return f"{number} {noun}{'s' * (number != 1)}"

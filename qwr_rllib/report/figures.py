@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qwr_rllib.report import estimates, paper
+from qwr_rllib.report import counted, estimates, paper
 from qwr_rllib.report.groups import Group, short, sort_key
 from qwr_rllib.report.trials import Trial
 
@@ -26,6 +26,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 """Told apart with any colour vision (Okabe and Ito, 2008; their yellow is too light for lines)."""
 MARKERS = "osD^vPX*"
 MAX_LINES = len(COLORS)
+OVERVIEW_FROM = 3
+"""With so many environments there is a figure of a small panel for each."""
 BAND = {"iqr": "median and interquartile range", "mean-ci": "mean and 95 % bootstrap interval"}
 TITLES = {
     "training_return": "training (noisy policy)",
@@ -68,6 +70,8 @@ def draw(groups: Sequence[Group], kind: str) -> list[Drawing]:
             heading = f"{group.env}, logged data" if group.offline else group.env
             by_env.setdefault(heading, []).append(group)
         few = {env: cells for env, cells in by_env.items() if len(cells) <= MAX_LINES}
+        if len(few) >= OVERVIEW_FROM and (found := overview(few, kind)):
+            drawings.append(found)
         if few:
             drawings.append(learning_curves(few, kind))
         for env, cells in by_env.items():
@@ -119,7 +123,7 @@ def _plot(axes: Axes, cell: Group, column: str, kind: str, color: str, marker: s
 
 def _handle(cell: Group, color: str, marker: str) -> Line2D:
     count = len(cell.trials)
-    seeds = f"{count} seed{'s' * (count != 1)}" if count else "unfinished"
+    seeds = counted(count, "seed") if count else "unfinished"
     return Line2D(
         [],
         [],
@@ -176,16 +180,19 @@ def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
         labels = own if len(everywhere) > MAX_LINES else everywhere
         places = [labels.index(cell.label) for cell in cells]
         looks = [(cell, (COLORS[i], MARKERS[i])) for cell, i in zip(cells, places, strict=True)]
-        # Nothing is collected where data is logged.
-        titles = {name: TITLES[name] for name in list(TITLES)[cells[0].offline :]}
+        # Nothing is collected where data is logged, and some runs are never evaluated.
+        titles = {name: title for name, title in TITLES.items() if _has(cells, name)}
+        titles = titles or {"training_return": TITLES["training_return"]}
+        line = None
         row = part.subplots(1, len(titles), sharey=True, sharex=True, squeeze=False)[0]
         for axes, (column, title) in zip(row, titles.items(), strict=True):
             drawn = [_plot(axes, cell, column, kind, *look) for cell, look in looks]
-            line = _reference_line(axes, cells)
             axes.set_title(f"{env}: {title}")
             axes.set_xlabel(_steps_label(cells))
-            if not any(drawn):
-                _say(axes, "no evaluation" if column.startswith("eval") else "no return yet")
+            if any(drawn):
+                line = _reference_line(axes, cells)
+            else:
+                _say(axes, "no return yet")
         row[0].set_ylabel("episode return")
         handles = [_handle(cell, *look) for cell, look in looks]
         part.legend(
@@ -196,6 +203,44 @@ def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
         )
     caption = f"Lines and bands: {BAND[kind]} over seeds. {DOTTED}"
     return Drawing("learning-curves", "Learning curves", caption, figure)
+
+
+def overview(by_env: dict[str, list[Group]], kind: str) -> Drawing | None:
+    """A grid of small panels, one for each environment; ``None`` where colours do not suffice."""
+    labels = list(dict.fromkeys(cell.label for cells in by_env.values() for cell in cells))
+    if len(labels) > MAX_LINES:
+        return None
+    looks = {label: look for label, *look in zip(labels, COLORS, MARKERS, strict=False)}
+    columns = 2 if len(by_env) == 4 else min(3, len(by_env))
+    rows = math.ceil(len(by_env) / columns)
+    size = (3.1 * columns, 2.3 * rows + 0.4 + 0.22 * len(labels))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    line = None
+    for axes, (env, cells) in zip(panels, by_env.items(), strict=False):
+        column = _column(cells)
+        drawn = [_plot(axes, cell, column, kind, *looks[cell.label]) for cell in cells]
+        if any(drawn):
+            line = _reference_line(axes, cells) or line
+        else:
+            _say(axes, "no return yet")
+        axes.set_title(env + ("" if column.startswith("eval") else " (training)"), fontsize=9)
+        axes.set_xlabel(_steps_label(cells), fontsize=8)
+    for axes in list(figure.axes)[len(by_env) :]:
+        axes.remove()
+    figure.supylabel("episode return", fontsize=9)
+    handles: list[Any] = [
+        Line2D([], [], color=color, marker=marker, markersize=4, label=textwrap.fill(label, 110))
+        for label, (color, marker) in looks.items()
+    ]
+    figure.legend(
+        handles=handles + ([line] if line else []),
+        loc="outside lower center",
+        ncols=1 if max(map(len, labels)) > 30 else 3,
+        fontsize=8,
+    )
+    caption = f"Evaluation where there is one. Lines and bands: {BAND[kind]} over seeds. {DOTTED}"
+    return Drawing("overview", "All environments", caption, figure)
 
 
 def _long(cells: Sequence[Group]) -> bool:
@@ -276,14 +321,16 @@ def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str)
                 for cell in shown
                 for name in [short(cell.settings[keys.color])]
             ]
-            line = _reference_line(axes, cells)
-            if not any(drawn):
+            if any(drawn):
+                line = _reference_line(axes, cells)
+            else:
                 _say(axes, "no results")
             title = [f"{keys.column}={short(column_value)}"]
             title[:0] = [f"{keys.row}={short(row_value)}"] if keys.row else []
             seeds = sorted({len(cell.trials) for cell in shown})
             spread = " to ".join(map(str, dict.fromkeys(seeds[:1] + seeds[-1:]))) or "0"
-            axes.set_title(", ".join(title) + f"\nseeds a line: {spread}", fontsize=9)
+            noun = "seed" if spread == "1" else "seeds"
+            axes.set_title(", ".join(title) + f"\n{spread} {noun} a line", fontsize=9)
     figure.supxlabel(_steps_label(cells), fontsize=9)
     figure.supylabel(f"{column.partition('_')[0]} return", fontsize=9)
     handles = [
@@ -304,9 +351,15 @@ def _values(cells: Sequence[Group], key: str) -> list[Any]:
 
 
 def _column(cells: Sequence[Group]) -> str:
+    return "evaluation_return" if _has(cells, "evaluation_return") else "training_return"
+
+
+def _has(cells: Sequence[Group], column: str) -> bool:
+    """Whether some trial has a value of the column; of logged data there is no training return."""
+    if cells[0].offline and column == "training_return":
+        return False
     trials = [trial for cell in cells for trial in cell.trials + cell.others]
-    evaluated = any(trial.rows.evaluation_return.notna().any() for trial in trials)
-    return "evaluation_return" if evaluated else "training_return"
+    return any(trial.rows[column].notna().any() for trial in trials)
 
 
 def _score(cells: Sequence[Group]) -> tuple[str, Callable[[Trial], float]]:

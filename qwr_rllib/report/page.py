@@ -14,7 +14,7 @@ import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from qwr_rllib.report import figures, tables, trials
+from qwr_rllib.report import counted, figures, tables, trials
 from qwr_rllib.report.figures import Drawing
 from qwr_rllib.report.groups import group
 from qwr_rllib.report.tables import Table
@@ -34,6 +34,8 @@ class Summary:
     num_trials: int
     num_finished: int
     files: tuple[Path, ...]
+    unreadable: tuple[str, ...] = ()
+    """Which lines of which trials could not be read."""
 
 
 def write(paths: Sequence[Path], out: Path, kind: str = "iqr", title: str = "Report") -> Summary:
@@ -84,14 +86,24 @@ def write(paths: Sequence[Path], out: Path, kind: str = "iqr", title: str = "Rep
             written.append(out / "figures" / f"{drawing.name}.{suffix}")
             written[-1].write_bytes(data)
     finished = sum(trial.status == FINISHED for trial in found)
-    lead = f"{len(found)} trials, {finished} of them finished, {len(groups)} groups."
+    lead = (
+        f"{counted(len(found), 'trial')}, {finished} of them finished, "
+        f"{counted(len(groups), 'group')}."
+    )
+    unreadable = tuple(
+        f"{trial.name}: {trials.unreadable_text(trial.unreadable)}"
+        for trial in found
+        if trial.unreadable
+    )
+    if unreadable:
+        lead += f" Left out: {'; '.join(unreadable)}."
     for name, text in (
         ("report.md", _markdown(title, lead, found, shown, drawings)),
         ("report.html", _html(title, lead, found, shown, drawings, pictures)),
     ):
         written.append(out / name)
         written[-1].write_text(text)
-    return Summary(len(found), finished, tuple(written))
+    return Summary(len(found), finished, tuple(written), unreadable)
 
 
 def _image(figure: Figure, suffix: str) -> bytes:
@@ -112,7 +124,7 @@ def _versions(found: Sequence[Trial]) -> list[str]:
         text = ", ".join(f"{name} {version}" for name, version in trial.versions.items())
         if len(trial.rows):
             sets[text or "not recorded"] = sets.get(text or "not recorded", 0) + 1
-    return [f"{text} ({count} trials)" for text, count in sets.items()]
+    return [f"{text} ({counted(count, 'trial')})" for text, count in sets.items()]
 
 
 def _markdown(

@@ -113,10 +113,14 @@ def final_scores(groups: Sequence[Group]) -> Table:
             "training, IQM [95 %]": _intervals(frame, "training"),
         }
     )
-    notes = [
-        "Evaluation: mean return of the episodes of the last evaluation, with the mode of the "
-        f"policy{_episodes(frame)}. Training: mean return of the last 10 training episodes.",
-    ]
+    notes = ["Training: mean return of the last 10 training episodes."]
+    if frame.evaluation_mean.isna().all():
+        text = text.drop(columns=["evaluation, IQM [95 %]", "mean ± std"])
+    else:
+        notes[0] = (
+            "Evaluation: mean return of the episodes of the last evaluation, with the mode of the "
+            f"policy{_episodes(frame)}. {notes[0]}"
+        )
     if (frame.seeds == 1).any():
         notes.append("One seed: no interval, and little is known.")
     return Table("final_scores", "Final scores", frame, text, tuple(notes))
@@ -124,7 +128,7 @@ def final_scores(groups: Sequence[Group]) -> Table:
 
 def _episodes(frame: pd.DataFrame) -> str:
     counts = sorted({int(count) for count in frame.evaluation_episodes.dropna()})
-    return f" ({', '.join(map(str, counts))} episodes)" if counts else ""
+    return f" ({', '.join(map(str, counts))} episode{'s' * (counts != [1])})" if counts else ""
 
 
 def _intervals(frame: pd.DataFrame, what: str) -> list[str]:
@@ -139,8 +143,10 @@ def beside_the_paper(groups: Sequence[Group]) -> Table | None:
         if not group.trials or group.offline or (found := paper.table_of(group.task)) is None:
             continue
         table, source = found
-        sources.append(source)
         evaluation = group.scores("evaluation_score")
+        if not evaluation:
+            continue  # the paper's scores are of evaluations
+        sources.append(source)
         value, low, high = _estimate([evaluation])
         short |= abs(group.env_steps - paper.STEPS) > 0.01 * paper.STEPS
         rows.append(
@@ -152,7 +158,7 @@ def beside_the_paper(groups: Sequence[Group]) -> Table | None:
                 "ours_iqm": value,
                 "ours_low": low,
                 "ours_high": high,
-                "ours_mean": float(np.mean(evaluation)) if evaluation else math.nan,
+                "ours_mean": float(np.mean(evaluation)),
                 "same_in_the_paper": group.variant if group.variant in table else None,
             }
             | {f"paper_{name}": table[name][group.task].mean for name in table}
@@ -283,7 +289,10 @@ def _listing(name: str, title: str, trials: Sequence[Trial]) -> Table:
         }
     )
     for column in ("evaluation", "training"):
-        text[column] = [number(value) for value in text[column]]
+        if text[column].isna().all():
+            text = text.drop(columns=column)
+        else:
+            text[column] = [number(value) for value in text[column]]
     return Table(name, title, frame, text)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from qwr_rllib.report import COMMANDS_FILE
+from qwr_rllib.report import COMMANDS_FILE, counted
 
 FINISHED = "finished"
 STOPPED_EARLY = "stopped early"
@@ -63,6 +63,8 @@ class Trial:
     evaluation_episodes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
+    """The lines of its ``result.json``, from 1, that are no results."""
     date: str = ""
     """Of the last result."""
 
@@ -154,26 +156,33 @@ def _states(experiment: Path) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _results(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """The results in a file and how many of its lines are no results.
+def _results(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The results in a file, and the numbers of its lines that are no results.
 
     A trial that went on from a checkpoint, or from the beginning, does some iterations again: of
     these the last count, and all that the abandoned run did after them is dropped.
     """
     results: list[dict[str, Any]] = []
-    broken = 0
+    broken = []
     with open(file, errors="replace") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
                 result = json.loads(line)
                 iteration = result["training_iteration"]
             except (ValueError, LookupError, TypeError):
-                broken += bool(line.strip())
+                if line.strip():
+                    broken.append(number)
                 continue
             while results and results[-1]["training_iteration"] >= iteration:
                 results.pop()
             results.append(result)
     return results, broken
+
+
+def unreadable_text(lines: Sequence[int]) -> str:
+    """``2 unreadable lines in result.json (3, 7)``, of many the first five."""
+    named = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+    return f"{counted(len(lines), 'unreadable line')} in result.json ({named})"
 
 
 def _look_up(result: dict[str, Any], path: Sequence[str]) -> Any:
@@ -192,8 +201,8 @@ def _number(value: Any) -> float:
 
 def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
     file = folder / "result.json"
-    results, broken = _results(file) if file.is_file() else ([], 0)
-    notes = [f"{broken} unreadable lines in result.json"] if broken else []
+    results, broken = _results(file) if file.is_file() else ([], [])
+    notes = [unreadable_text(broken)] if broken else []
     last = results[-1] if results else {}
     paths = {name: key.split("/") for key, name in COLUMNS.items()}
     rows = pd.DataFrame(
@@ -236,6 +245,7 @@ def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
         evaluation_episodes=len(episodes) if episodes else None,
         versions={k: str(v) for k, v in (last.get("versions") or {}).items() if v},
         notes=notes,
+        unreadable=broken,
         date=str(last.get("date", "")),
     )
 
