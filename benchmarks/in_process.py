@@ -71,8 +71,10 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def settings_of(trial: Path | None, file: Path | None) -> tuple[dict[str, Any], int | None]:
-    """The config that a trial's results or a YAML file name, or QWR's defaults.
+def settings_of(
+    trial: Path | None, file: Path | None, algorithm: str
+) -> tuple[dict[str, Any], int | None]:
+    """The config that a trial's results or a YAML file name, or an algorithm's defaults.
 
     Returns:
         It, and the environment steps at which a file says to stop.
@@ -85,7 +87,7 @@ def settings_of(trial: Path | None, file: Path | None) -> tuple[dict[str, Any], 
         config = json.loads(results[-1])["config"]
         return defaults_of("QWR") | config, None  # a later release may have more keys
     if not file:
-        return defaults_of("QWR") | {"env": None}, None
+        return defaults_of(algorithm) | {"env": None}, None
     experiments = list(yaml.safe_load(file.read_text()).values())
     if len(experiments) != 1 or experiments[0].get("run") not in ALGORITHMS:
         raise click.UsageError(f"{file}: expected one experiment of {', '.join(ALGORITHMS)}")
@@ -139,6 +141,13 @@ def lines_until(out: Path, iteration: int) -> list[dict[str, Any]]:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An experiment in YAML, which has them.",
 )
+@click.option(
+    "--run",
+    type=click.Choice(list(ALGORITHMS)),
+    default="QWR",
+    show_default=True,
+    help="The algorithm whose defaults hold without --like and --file.",
+)
 @click.option("--iterations", type=click.IntRange(1), help="Default: the file's stop, or 100.")
 @click.option("--seed", type=int, show_default="the trial's or file's, or 0")
 @click.option(
@@ -187,6 +196,7 @@ def main(
     env_id: str | None,
     like: Path | None,
     file: Path | None,
+    run: str,
     iterations: int | None,
     seed: int | None,
     given: dict[str, Any],
@@ -204,7 +214,7 @@ def main(
         raise click.UsageError("--like and --file do not go together")
     if checkpoint and not out:
         raise click.UsageError("--checkpoint needs --out, whose lines it goes on with")
-    config, until = settings_of(like, file)
+    config, until = settings_of(like, file, run)
     config = changed(config, given, "--config")
     config["env"] = env_id or config["env"]
     if not config["env"]:

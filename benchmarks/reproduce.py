@@ -1,17 +1,22 @@
-"""The paper's Table 1, a cell at a time, stopped and taken up again at will.
+"""The paper's tables and figures, a cell at a time, stopped and taken up again at will.
 
-    python benchmarks/reproduce.py --seeds 5 --jobs 2
-    python benchmarks/reproduce.py --seeds 2 --jobs 16 --in-process cuda --results results
+    python benchmarks/reproduce.py --table 1 --seeds 5 --jobs 2
+    python benchmarks/reproduce.py --table 2 --in-process cuda --jobs 6 --results results
+    python benchmarks/reproduce.py --figure 1 --seeds 3 --jobs 2
     qwr report docs/results/table1 --out docs/reports/table1      # pip install -e '.[report]'
 
-A cell is a variant of the algorithm, a task and a seed: 100 iterations of ``rllib train`` with a
-Ray of its own on one CPU. Cells whose results lie in ``--results`` are done, on whichever machine
-that was; one that was interrupted goes on from its last checkpoint below ``--storage-path``. A
-seed of every task comes before the next seed.
+A cell is a variant of the algorithm, a task and a seed: ``rllib train`` with a Ray of its own on
+one CPU, for 100K interactions. Cells whose results lie in ``--results`` are done, on whichever
+machine that was; one that was interrupted goes on from its last checkpoint below
+``--storage-path``. A seed of every task comes before the next seed. What is there, what is missing
+and about how long it will take is said before anything starts; ``--dry-run`` says no more.
 
-With ``--in-process`` a cell is 100 iterations of ``in_process.py`` instead, which needs no Ray and
-can have its learner on a GPU; an interrupted one begins anew. Many processes share a GPU well only
-below NVIDIA's MPS: ``nvidia-cuda-mps-control -d``.
+Figure 1 is by Ray Tune: ``rllib train file tuned_examples/qwr-ablation-halfcheetah.yaml``. Here its
+cells are run one by one instead, which several machines can share.
+
+With ``--in-process`` a cell is a run of ``in_process.py`` instead, which needs no Ray and can have
+its learner on a GPU. Many processes share a GPU well only below NVIDIA's MPS:
+``nvidia-cuda-mps-control -d``.
 
 What is kept of a cell is what reports read: its configuration, and of each result the returns, the
 losses and what else :data:`qwr_rllib.report.trials.COLUMNS` names.
@@ -25,34 +30,91 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
+import numpy as np
+import yaml
 from in_process import json_object
 
 from qwr_rllib.report import COMMANDS_FILE
 from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
 
-ENVS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Humanoid-v5")
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+MUJOCO = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Humanoid-v5")
+GAMES = ("boxing", "breakout", "freeway", "gopher", "pong", "seaquest")
+BACKUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwr-lse": ("QWR", {}),
     "qwr-max": ("QWR", {"backup": "max"}),
     "qwr-avg": ("QWR", {"backup": "mean"}),
-    "awr": ("AWR", {}),
 }
-DEFAULTS = {"QWR": "qwr-lse", "AWR": "awr"}  # the variants without changes
-ITERATIONS = 100
-RAY_RESULTS = Path("docs/results/table1")
-CONFIG = {
-    "num_env_runners": 0,
-    "learner_threads": 1,
+EXAMPLES = Path(__file__).parents[1] / "tuned_examples"
+BUDGET = 100_000
+EVALUATION = {
     "evaluation_interval": 10,
     "evaluation_duration": 10,
     "evaluation_duration_unit": "episodes",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run whose results are kept as one trial."""
+
+    variant: str
+    algorithm: str
+    env: str
+    task: str
+    """What it is called: the environment, or the game."""
+    config: dict[str, Any]
+    """What differs from the algorithm's defaults, the seed included."""
+    steps: int = BUDGET
+    """Environment steps."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}-{self.task}-{self.config['seed']}"
+
+    @property
+    def place(self) -> Path:
+        """Below the folder of the results."""
+        trial = f"{self.algorithm}_{self.task}_seed{self.config['seed']}"
+        return Path(self.variant, trial)
+
+    @property
+    def iterations(self) -> int:
+        return self.steps // self.config.get("n_interactions", 1000)
+
+
+def table1(seed: int) -> Iterator[Cell]:
+    variants = BACKUPS | {"awr": ("AWR", {})}
+    for (variant, (algorithm, config)), env in itertools.product(variants.items(), MUJOCO):
+        yield Cell(variant, algorithm, env, env, EVALUATION | config | {"seed": seed})
+
+
+def table2(seed: int) -> Iterator[Cell]:
+    for (variant, (algorithm, config)), game in itertools.product(BACKUPS.items(), GAMES):
+        (example,) = yaml.safe_load((EXAMPLES / f"qwr-{game}.yaml").read_text()).values()
+        settings = example["config"] | config | {"seed": seed}
+        yield Cell(variant, algorithm, example["env"], game, settings)
+
+
+def figure1(seed: int) -> Iterator[Cell]:
+    grid = itertools.product((1, 3, 7), ("logsumexp", "max"), (8, 2, 4, 16))
+    for margin, backup, samples in grid:
+        varied = {"backup": backup, "margin": margin, "n_action_samples": samples}
+        variant = f"{backup}-margin-{margin}-samples-{samples}"
+        env = "HalfCheetah-v5"
+        yield Cell(variant, "QWR", env, env, EVALUATION | varied | {"seed": seed})
+
+
+CAMPAIGNS: dict[str, tuple[Callable[[int], Iterator[Cell]], str]] = {
+    "table 1": (table1, "docs/results/table1"),
+    "table 2": (table2, "docs/results/table2"),
+    "figure 1": (figure1, "docs/results/ablation-cells"),
 }
 KEPT = (
     *(key.split("/") for key in COLUMNS),
@@ -91,130 +153,155 @@ def keep(trial: Path, place: Path) -> None:
     (place / "result.json").write_text(text)
 
 
-def ray_command(
-    variant: str, env: str, seed: int, storage: Path, changes: dict[str, Any]
-) -> list[str]:
+def ray_command(cell: Cell, storage: Path) -> list[str]:
     """Trains a cell by ``rllib train``, or goes on with it."""
-    name = f"{variant}-{env}-{seed}"
-    algorithm, config = VARIANTS[variant]
+    config = cell.config | {"num_env_runners": 0, "learner_threads": 1}
     command = [
-        *(sys.executable, "-m", "qwr_rllib.cli", "train"),
-        *(
-            "--algo",
-            algorithm,
-            "--env",
-            env,
-            "--config",
-            json.dumps(CONFIG | config | changes | {"seed": seed}),
-        ),
-        *("--stop", json.dumps({"training_iteration": ITERATIONS})),
-        *("--experiment-name", name, "--storage-path", str(storage), "--ray-num-cpus", "1"),
+        *(sys.executable, "-m", "qwr_rllib.cli", "train", "--algo", cell.algorithm),
+        *("--env", cell.env, "--config", json.dumps(config)),
+        *("--stop", json.dumps({"training_iteration": cell.iterations})),
+        *("--experiment-name", cell.name, "--storage-path", str(storage), "--ray-num-cpus", "1"),
         *("--checkpoint-freq", "10", "--checkpoint-at-end", "--keep-checkpoints-num", "1"),
     ]
-    if list((storage / name).glob("*/checkpoint_*")):
+    if list((storage / cell.name).glob("*/checkpoint_*")):
         command.append("--resume")
     return command
 
 
-def in_process_command(
-    variant: str, env: str, seed: int, storage: Path, changes: dict[str, Any], device: str
-) -> list[str]:
-    """Trains a cell by ``in_process.py``, with the settings that its algorithm had with Ray."""
-    algorithm, config = VARIANTS[variant]
-    like = RAY_RESULTS / DEFAULTS[algorithm] / f"{algorithm}_{env}_seed0"
-    out = storage / f"{variant}-{env}-{seed}" / "in_process" / "result.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
+def in_process_command(cell: Cell, storage: Path, device: str) -> list[str]:
+    """Trains a cell by ``in_process.py``, or goes on with it."""
+    place = storage / cell.name / "in_process"
     return [
-        *(sys.executable, str(Path(__file__).with_name("in_process.py"))),
-        *("--like", str(like), "--seed", str(seed), "--config", json.dumps(config | changes)),
-        *("--iterations", str(ITERATIONS), "--device", device, "--out", str(out)),
+        *(sys.executable, str(Path(__file__).with_name("in_process.py")), cell.env),
+        *("--run", cell.algorithm, "--config", json.dumps(cell.config)),
+        *("--seed", str(cell.config["seed"]), "--iterations", str(cell.iterations)),
+        *("--device", device, "--out", str(place / "result.json")),
+        *("--save", str(place / "policy.safetensors"), "--checkpoint", str(place)),
+        *("--evaluate-every", str(min(10, cell.config["evaluation_interval"]))),
+        *("--final-episodes", str(cell.config["evaluation_duration"])),
     ]
 
 
-def run(
-    variant: str,
-    env: str,
-    seed: int,
-    place: Path,
-    storage: Path,
-    changes: dict[str, Any],
-    device: str | None,
-) -> int:
+def run(cell: Cell, results: Path, storage: Path, command: list[str], kept_command: str) -> int:
     """Trains a cell and keeps its results; the exit code of its process."""
-    name = f"{variant}-{env}-{seed}"
     storage.mkdir(parents=True, exist_ok=True)
-    if device:
-        command = in_process_command(variant, env, seed, storage, changes, device)
-    else:
-        command = ray_command(variant, env, seed, storage, changes)
-    click.echo(f"{name}: begins, see {storage / name}.log")
-    with open(storage / f"{name}.log", "a") as log:
+    click.echo(f"{cell.name}: begins, see {storage / cell.name}.log")
+    with open(storage / f"{cell.name}.log", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode
     if code == 0:
         # One that was killed before its first checkpoint has begun anew beside what it had.
-        results = (storage / name).glob("*/result.json")
-        keep(max(results, key=lambda result: result.stat().st_mtime).parent, place)
-        kept_command = ["python", "benchmarks/reproduce.py", "--variant", variant]
-        if changes:
-            kept_command += ["--config", json.dumps(changes)]
-        if device:
-            kept_command += ["--in-process", device]
-        if changes or device:
-            kept_command += ["--results", str(place.parents[1])]
-        (place.parent / COMMANDS_FILE).write_text(shlex.join(kept_command) + "\n")
-    click.echo(f"{name}: {'done' if code == 0 else f'exit code {code}'}")
+        found = (storage / cell.name).glob("*/result.json")
+        place = results / cell.place
+        keep(max(found, key=lambda result: result.stat().st_mtime).parent, place)
+        (place.parent / COMMANDS_FILE).write_text(kept_command + "\n")
+    click.echo(f"{cell.name}: {'done' if code == 0 else f'exit code {code}'}")
     return code
 
 
+def seconds_of(result: Path) -> float:
+    """How long a run took whose results are kept."""
+    return json.loads(result.read_text().splitlines()[-1])["time_total_s"]
+
+
 @click.command()
-@click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    type=click.Choice(list(VARIANTS)),
-    default=["qwr-lse"],
-    show_default=True,
-)
-@click.option("--env", "envs", multiple=True, type=click.Choice(ENVS), default=ENVS)
+@click.option("--table", type=click.IntRange(1, 2), help="Default: 1.")
+@click.option("--figure", type=click.IntRange(1, 1))
+@click.option("--variant", "variants", multiple=True, help="Default: all.")
+@click.option("--env", "tasks", multiple=True, help="An environment or a game; default: all.")
 @click.option("--seeds", default=5, show_default=True, help="Seeds 0, 1, ... of each task.")
+@click.option("--steps", default=BUDGET, show_default=True, help="Environment steps of a cell.")
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", help="Cells at a time.")
-@click.option("--config", "changes", type=json_object, default="{}", metavar="JSON",
-              help="Changes to every cell; needs --results.")  # fmt: skip
-@click.option("--in-process", "device", metavar="DEVICE",
-              help="Without Ray, the learner on cpu or cuda; needs --results.")  # fmt: skip
 @click.option(
-    "--results",
-    default=str(RAY_RESULTS),
-    show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    "--config",
+    "changes",
+    type=json_object,
+    default="{}",
+    metavar="JSON",
+    help="Changes to every cell; needs --results.",
 )
-@click.option("--storage-path", show_default="~/ray_results/<name of --results>", type=Path,
-              help="Of checkpoints and all results.")  # fmt: skip
+@click.option(
+    "--in-process",
+    "device",
+    metavar="DEVICE",
+    help="Without Ray, the learner on cpu or cuda; needs --results.",
+)
+@click.option(
+    "--results", show_default="below docs/results", type=click.Path(file_okay=False, path_type=Path)
+)
+@click.option(
+    "--storage-path",
+    show_default="~/ray_results/<name of --results>",
+    type=Path,
+    help="Of checkpoints and all results.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what is missing, start nothing.")
 def main(
+    table: int | None,
+    figure: int | None,
     variants: tuple[str, ...],
-    envs: tuple[str, ...],
+    tasks: tuple[str, ...],
     seeds: int,
+    steps: int,
     jobs: int,
     changes: dict[str, Any],
     device: str | None,
-    results: Path,
+    results: Path | None,
     storage_path: Path | None,
-) -> None:
-    source = click.get_current_context().get_parameter_source("results")
-    if (changes or device) and source == ParameterSource.DEFAULT:
-        raise click.UsageError("--config and --in-process need --results: these are other cells")
-    cells = {
-        (variant, env, seed): results / variant / f"{VARIANTS[variant][0]}_{env}_seed{seed}"
-        for seed, variant, env in itertools.product(range(seeds), variants, envs)
-    }
-    missing = {cell: place for cell, place in cells.items() if not (place / "result.json").exists()}
-    click.echo(f"{len(cells) - len(missing)} of {len(cells)} cells are done.")
+    dry_run: bool,
+) -> None:  # fmt: skip
+    if table and figure:
+        raise click.UsageError("--table and --figure do not go together")
+    campaign = f"figure {figure}" if figure else f"table {table or 1}"
+    if (changes or device or steps != BUDGET) and not results:
+        raise click.UsageError(
+            "--config, --steps and --in-process need --results: these are other cells"
+        )
+    cells_of, folder = CAMPAIGNS[campaign]
+    results = results or Path(folder)
+    everything = [cell for seed in range(seeds) for cell in cells_of(seed)]
+    for option, given, known in (
+        ("--variant", variants, {cell.variant: None for cell in everything}),
+        ("--env", tasks, {cell.task: None for cell in everything}),
+    ):
+        for name in given:
+            if name not in known:
+                allowed = ", ".join(known)
+                raise click.UsageError(f"{option} of {campaign} is one of {allowed}, got {name}")
+    cells = [
+        replace(cell, config=cell.config | changes, steps=steps)
+        for cell in everything
+        if (not variants or cell.variant in variants) and (not tasks or cell.task in tasks)
+    ]
+    done = [path for cell in cells if (path := results / cell.place / "result.json").exists()]
+    missing = [cell for cell in cells if not (results / cell.place / "result.json").exists()]
+    click.echo(f"{campaign}: {len(done)} of {len(cells)} cells are done in {results}.")
+    if done and missing:
+        hours = float(np.median([seconds_of(path) for path in done])) * len(missing) / jobs / 3600
+        click.echo(
+            f"The others take {hours:.1f} hours if each takes as long as those, {jobs} at once."
+        )
+    if dry_run:
+        for cell in missing:
+            click.echo(f"missing: {cell.name}")
+        return
     storage_path = storage_path or Path("~/ray_results", results.resolve().name)
     storage = storage_path.expanduser().resolve()
+    number = ["--figure", str(figure)] if figure else ["--table", str(table or 1)]
+    options = ["--config", json.dumps(changes)] if changes else []
+    options += ["--in-process", device] if device else []
+    options += ["--steps", str(steps)] if steps != BUDGET else []
+    options += ["--results", str(results)] if options else []
+
+    def train(cell: Cell) -> int:
+        if device:
+            command = in_process_command(cell, storage, device)
+        else:
+            command = ray_command(cell, storage)
+        kept = ["python", "benchmarks/reproduce.py", *number, "--variant", cell.variant, *options]
+        return run(cell, results, storage, command, shlex.join(kept))
+
     with ThreadPoolExecutor(jobs) as pool:
-        codes = pool.map(
-            lambda item: run(*item[0], item[1], storage, changes, device), missing.items()
-        )
+        codes = list(pool.map(train, missing))
     sys.exit(max(codes, default=0))
 
 

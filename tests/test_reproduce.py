@@ -1,0 +1,48 @@
+"""The cells of benchmarks/reproduce.py, and one that is run, kept and not run again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "reproduce.py"
+
+
+def reproduce(*arguments):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_campaigns_have_the_papers_cells(tmp_path):
+    for campaign, count in ((("--table", 1), 16), (("--table", 2), 18), (("--figure", 1), 24)):
+        found = reproduce(*campaign, "--seeds", 1, "--results", tmp_path, "--dry-run").stdout
+        assert f"0 of {count} cells are done" in found
+        names = [line for line in found.splitlines() if line.startswith("missing: ")]
+        assert len(set(names)) == count
+
+
+def test_what_does_not_belong_to_a_campaign_is_named():
+    result = reproduce("--table", 2, "--env", "Hopper-v5", "--dry-run")
+    assert result.returncode == 2
+    assert "--env of table 2 is one of boxing, breakout" in result.stderr
+    assert reproduce("--steps", 1000).returncode == 2
+
+
+def test_a_cell_is_run_kept_and_not_run_again(tmp_path):
+    config = {"n_critic_steps": 1, "n_actor_steps": 1, "n_interactions": 30, "compile": False}
+    config |= {"evaluation_duration": 1}
+    arguments = [
+        *("--variant", "awr", "--env", "Hopper-v5", "--seeds", 1, "--in-process", "cpu"),
+        *("--steps", 90, "--config", json.dumps(config), "--results", tmp_path / "kept"),
+        *("--storage-path", tmp_path / "storage", "--jobs", 1),
+    ]
+    first = reproduce(*arguments)
+    assert first.returncode == 0, first.stdout + first.stderr
+    place = tmp_path / "kept" / "awr" / "AWR_Hopper-v5_seed0" / "result.json"
+    rows = [json.loads(line) for line in place.read_text().splitlines()]
+    assert [row["num_env_steps_sampled_lifetime"] for row in rows] == [30, 60, 90]
+    assert rows[-1]["config"]["critic_type"] == "v"
+    assert len(rows[-1]["evaluation"]["env_runners"]["hist_stats"]["episode_reward"]) == 1
+    assert "--variant awr" in (place.parents[1] / "commands.txt").read_text()
+    assert "1 of 1 cells are done" in reproduce(*arguments).stdout
