@@ -1,7 +1,7 @@
 """Training that starts no Ray: see :mod:`qwr_rllib.local`.
 
     python benchmarks/in_process.py Hopper-v5 --config '{"backup_temperature": 0.1}'
-    python benchmarks/in_process.py --like docs/results/table1/awr/AWR_Hopper-v5_seed0 --device cuda
+    python benchmarks/in_process.py --like results/table1/awr/AWR_Hopper-v5_seed0 --device cuda
     python benchmarks/in_process.py --file tuned_examples/qwr-pong.yaml --device cuda \\
         --checkpoint pong --out pong/result.json --evaluate-every 15 --final-episodes 100
 

@@ -3,7 +3,7 @@
     python benchmarks/reproduce.py --table 1 --seeds 5 --jobs 2
     python benchmarks/reproduce.py --table 2 --in-process cuda --jobs 6 --results results
     python benchmarks/reproduce.py --figure 1 --seeds 3 --jobs 2
-    qwr report docs/results/table1 --out docs/reports/table1      # pip install -e '.[report]'
+    qwr report results/table1 --out results/table1/report      # pip install -e '.[report]'
 
 A cell is a variant of the algorithm, a task and a seed: ``rllib train`` with a Ray of its own on
 one CPU, for 100K interactions. Cells whose results lie in ``--results`` are done, on whichever
@@ -112,9 +112,9 @@ def figure1(seed: int) -> Iterator[Cell]:
 
 
 CAMPAIGNS: dict[str, tuple[Callable[[int], Iterator[Cell]], str]] = {
-    "table 1": (table1, "docs/results/table1"),
-    "table 2": (table2, "docs/results/table2"),
-    "figure 1": (figure1, "docs/results/ablation-cells"),
+    "table 1": (table1, "results/table1"),
+    "table 2": (table2, "results/table2"),
+    "figure 1": (figure1, "results/ablation-cells"),
 }
 KEPT = (
     *(key.split("/") for key in COLUMNS),
@@ -226,7 +226,7 @@ def seconds_of(result: Path) -> float:
     help="Without Ray, the learner on cpu or cuda; needs --results.",
 )
 @click.option(
-    "--results", show_default="below docs/results", type=click.Path(file_okay=False, path_type=Path)
+    "--results", show_default="below results", type=click.Path(file_okay=False, path_type=Path)
 )
 @click.option(
     "--storage-path",

@@ -1,0 +1,63 @@
+"""Writes one row for each run of a campaign: its evaluations every 10K environment steps.
+
+    python benchmarks/seed_table.py results/table1 results/table1-awr-5k
+
+writes ``seeds.csv`` into each folder, from the ``result.json`` files below it. An evaluation is the
+mean return of its episodes, with the most likely action; ``training`` is the mean of the last 10
+training episodes. Needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+COLUMNS = [f"{thousands}K" for thousands in range(10, 101, 10)]
+FILE = "seeds.csv"
+
+
+def row(file: Path) -> dict[str, Any]:
+    """The row of one run.
+
+    Args:
+        file: Its ``result.json``, in a folder named ``ALGORITHM_ENVIRONMENT_seedN`` inside a folder
+            named as the variant of the algorithm.
+    """
+    _, environment, seed = file.parent.name.split("_")
+    results = [json.loads(line) for line in file.read_text().splitlines()]
+    scores = {}
+    for result in results:
+        score = result.get("evaluation", {}).get("env_runners", {}).get("episode_return_mean")
+        if score is not None:
+            thousands = round(result["num_env_steps_sampled_lifetime"] / 1000)
+            scores[f"{thousands}K"] = round(score, 1)
+    episodes = results[-1]["env_runners"].get("hist_stats", {}).get("episode_reward", [])[-10:]
+    return {
+        "variant": file.parent.parent.name,
+        "environment": environment,
+        "seed": int(seed.removeprefix("seed")),
+        **{column: scores.get(column, "") for column in COLUMNS},
+        "training": round(sum(episodes) / len(episodes), 1) if episodes else "",
+    }
+
+
+def table(campaign: Path) -> list[dict[str, Any]]:
+    """The rows of all runs below a folder, ordered by variant, environment and seed."""
+    rows = [row(file) for file in campaign.glob("*/*/result.json")]
+    return sorted(rows, key=lambda row: (row["variant"], row["environment"], row["seed"]))
+
+
+def main() -> None:
+    for campaign in map(Path, sys.argv[1:]):
+        rows = table(campaign)
+        with (campaign / FILE).open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
