@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# A campaign on one GPU without Ray: benchmarks/gpu/run.sh OUT SECONDS JOBS ARGUMENTS...
+#
+#   benchmarks/gpu/run.sh results 560 6 --table 2 --variant qwr-lse --seeds 1
+#
+# ARGUMENTS are those of benchmarks/reproduce.py. JOBS cells run side by side below NVIDIA's MPS,
+# each with one thread. After SECONDS what runs is ended; its checkpoints stay below OUT/storage,
+# so that the same command goes on with them on the same machine. What is done lies in OUT/kept, and
+# OUT/kept.tar.gz has that, each cell's lines so far and the policies.
+#
+# Of this package's dependencies it needs torch, numpy, gymnasium with the environments, click,
+# pyyaml, safetensors and pandas; wheels that lie in benchmarks/gpu/wheels are installed first
+# (python benchmarks/gpu/wheels.py collects them), and a stand-in for OpenCV is used where that is
+# missing.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=$(realpath -m "$1") seconds=$2 jobs=$3
+shift 3
+export PYTHONPATH="$PWD" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+if compgen -G 'benchmarks/gpu/wheels/*.whl' >/dev/null; then
+    python3 -m pip install --quiet --no-index --no-deps --target "$out/packages" \
+        --find-links benchmarks/gpu/wheels $(cat benchmarks/gpu/wheels/names.txt)
+    export PYTHONPATH="$PWD:$out/packages"
+fi
+python3 -c 'import cv2' 2>/dev/null || export PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/gpu"
+device=cpu
+if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    device=cuda
+    export CUDA_MPS_PIPE_DIRECTORY="$(mktemp -d)" CUDA_MPS_LOG_DIRECTORY="$(mktemp -d)"
+    nvidia-cuda-mps-control -d || echo "without MPS: processes take turns on the GPU"
+    trap 'echo quit | nvidia-cuda-mps-control || true' EXIT
+fi
+timeout --signal INT --kill-after 10 "$seconds" python3 benchmarks/reproduce.py "$@" \
+    --in-process "$device" --jobs "$jobs" --results "$out/kept" --storage-path "$out/storage" ||
+    echo "ended with exit code $?"
+tail -qn 1 "$out"/storage/*/in_process/result.json | cut -c 1-200 || true
+tar -czf "$out/kept.tar.gz" -C "$out" --ignore-failed-read \
+    $(cd "$out" && find kept storage -name result.json -o -name '*.safetensors' -o -name '*.log' -o -name commands.txt)
