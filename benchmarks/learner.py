@@ -41,7 +41,7 @@ import torch
 
 from qwr_rllib import losses
 from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.networks import ImageEncoder, QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
@@ -194,6 +194,8 @@ def start(name: str, task: str, rows: int, steps: int, device: str, threads: int
     torch.manual_seed(0)
     networks = QWRNetworks(TASKS[task]).to(device)
     if name == PLAIN:
+        # PyTorch's own layers, on images in [0, 1].
+        ImageEncoder.forward = torch.nn.Sequential.forward  # type: ignore[method-assign]
         side = PlainLoop(networks, config, seed=0)
     else:
         side = Learner(networks, replace(config, **FORMS[device][name]), seed=0)

@@ -1,20 +1,23 @@
-"""How far the learner is from what the machine's matrix products allow.
+"""How far the learner is from what the machine's matrix products and convolutions allow.
 
     python benchmarks/limit.py --rows 10000 --rows 50000 --out benchmarks/results/limit.json
+    python benchmarks/limit.py --task atari --rows 20000 --steps 100 --threads 2
 
-An iteration is run once with every matrix product recorded by its shapes, without compiled
-kernels, so that the gate's are seen too. Then each shape is timed alone, by the library that the
-learner takes for it (:mod:`qwr_rllib.products`), with operands that are in cache. The sum over all
-of them is the time that an iteration would take if it consisted of its matrix products and nothing
-else: no ReLU, LayerNorm, tanh, Adam, random numbers or gathers; for several threads, if they shared
-these without any loss. The learner's own time, with what it compiles by default, is measured
-beside it in turn.
+An iteration is run once with every matrix product and convolution recorded by its shapes, without
+compiled kernels, so that the gate's are seen too. Then each is timed alone, as the learner runs it
+(:mod:`qwr_rllib.products`, channels last), with operands that are in cache. The sum over all of
+them is the time that an iteration would take if it consisted of these and nothing else: no ReLU,
+LayerNorm, tanh, Adam, random numbers or gathers; of vectors and several threads, if these shared
+them without any loss; of images, with these threads in each. The learner's own time, with what it
+compiles by default, is measured beside it in turn, and last the parts of an iteration, each alone.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -29,87 +32,172 @@ from qwr_rllib.networks import QWRNetworks
 from qwr_rllib.products import matmul
 from qwr_rllib.replay.view import ReplayView
 
-Product = tuple[int, int, int]  # (m, k) times (k, n)
 aten: Any = torch.ops.aten
+# (m, k, n), or a convolution's inputs, weights and stride and which gradients it computes.
+Shape = tuple[Any, ...]
 
 
-class Products(TorchDispatchMode):
-    """Counts the matrix products that are computed while it is entered."""
+class Operations(TorchDispatchMode):
+    """Counts the matrix products and convolutions that are computed while it is entered."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count: Counter[Product] = Counter()
+        self.count: Counter[Shape] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket is torch.ops.mkldnn._linear_pointwise:
-            factors = args[0], args[1].t()
+        packet = func.overloadpacket
+        if packet is aten.convolution:
+            self.count[tuple(args[0].shape), tuple(args[1].shape), tuple(args[3]), None] += 1
+        elif packet is aten.convolution_backward:
+            shapes = tuple(args[1].shape), tuple(args[2].shape)
+            self.count[(*shapes, tuple(args[4]), tuple(args[10][:2]))] += 1
         else:
-            factors = {aten.mm: args[:2], aten.addmm: args[1:3]}.get(func.overloadpacket)
-        if factors:
-            (m, k), (_, n) = (factor.shape for factor in factors)
-            self.count[m, k, n] += 1
+            if packet is torch.ops.mkldnn._linear_pointwise:
+                factors = args[0], args[1].t()
+            else:
+                factors = {aten.mm: args[:2], aten.addmm: args[1:3]}.get(packet)
+            if factors:
+                (m, k), (_, n) = (factor.shape for factor in factors)
+                self.count[m, k, n] += 1
         return func(*args, **(kwargs or {}))
 
 
-def learner(rows: int, compile: bool | str, steps: int) -> tuple[Learner, ReplayView]:
+def learner(task: str, rows: int, compile: bool | str, steps: int) -> tuple[Learner, ReplayView]:
     torch.manual_seed(0)
     config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps, compile=compile)
-    view = filled_view(TASKS["walker"], rows, seed=0)
-    return Learner(QWRNetworks(TASKS["walker"]), config, seed=0), view
+    if TASKS[task].image:
+        config = replace(config, margin=3)
+    view = filled_view(TASKS[task], rows, seed=0)
+    return Learner(QWRNetworks(TASKS[task]), config, seed=0), view
 
 
-def seconds_of(product: Product, atleast: float = 0.05) -> float:
-    """The median time of one product of this shape."""
-    m, k, n = product
-    left, right = torch.randn(m, k), torch.randn(n, k).t()
+def outputs_of(shape: Shape) -> tuple[int, ...]:
+    (count, _, *size), (filters, _, *kernel), stride, _ = shape
+    sides = ((side - k) // step + 1 for side, k, step in zip(size, kernel, stride, strict=True))
+    return count, filters, *sides
+
+
+def flops_of(shape: Shape) -> int:
+    if len(shape) == 3:
+        return 2 * math.prod(shape)
+    passes = 1 if shape[3] is None else sum(shape[3])
+    return 2 * math.prod(outputs_of(shape)) * math.prod(shape[1][1:]) * passes
+
+
+def operation(shape: Shape) -> Callable[[], Any]:
+    """What has this shape, on random operands."""
+    if len(shape) == 3:
+        m, k, n = shape
+        left, right = torch.randn(m, k), torch.randn(n, k).t()
+        return lambda: matmul(left, right)
+    last = torch.channels_last
+    inputs = torch.randn(shape[0]).to(memory_format=last)
+    weight = torch.randn(shape[1]).to(memory_format=last)
+    if shape[3] is None:
+        return lambda: torch.conv2d(inputs, weight, None, shape[2])
+    gradient = torch.randn(outputs_of(shape)).to(memory_format=last)
+    mask = [*shape[3], True]
+    filters = [len(weight)]
+    return lambda: aten.convolution_backward(
+        gradient, inputs, weight, filters, shape[2], [0, 0], [1, 1], False, [0, 0], 1, mask
+    )
+
+
+def seconds_of(call: Callable[[], Any], atleast: float = 0.05) -> float:
+    """The median time of a call."""
     times: list[float] = []
-    while sum(times) < atleast or len(times) < 5:
-        started = time.perf_counter()
-        for _ in range(10):
-            matmul(left, right)
-        times.append((time.perf_counter() - started) / 10)
+    with torch.no_grad():
+        call()
+        while sum(times) < atleast or len(times) < 5:
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
     return float(np.median(times))
 
 
+def parts_of(trained: Learner, view: ReplayView) -> dict[str, float]:
+    """Seconds of an iteration that its parts take alone, as shares of their sum."""
+    config = trained.config
+    batch = config.train_batch_size
+    rows = view.sample(100 * batch, trained._generator)
+    some = rows[:batch]
+    obs = trained._normalized(view, some).clone()
+    actions, targets = view.columns["actions"][some], torch.zeros(batch)
+    regression, _ = trained._actor_regression(view, some.unsqueeze(0), None)
+    regression = [part[0] for part in regression]
+    critic_steps, actor_steps = config.n_critic_steps, config.n_actor_steps
+    critic, actor = trained._critic_step, trained._actor_step
+    forward = critic_steps * seconds_of(lambda: trained.critic(obs, actions))
+    forward += actor_steps * seconds_of(lambda: trained.actor(obs))
+    gradients = critic_steps * seconds_of(lambda: critic._gradient((obs, actions), (targets,)))
+    gradients += actor_steps * seconds_of(lambda: actor._gradient((obs,), regression))
+    adam = critic_steps * seconds_of(critic._adam.step)
+    adam += actor_steps * seconds_of(actor._adam.step)
+    features = trained._all_features(view, trained.critic)
+    chunks = rows.view(100, -1)
+    parts = {
+        "inputs": (critic_steps + actor_steps)
+        * seconds_of(lambda: trained._normalized(view, some)),
+        "forward": forward,
+        "backward": gradients - forward,
+        "Adam": adam,
+        "targets": critic_steps / 100 * seconds_of(lambda: trained._targets(view, rows, 100), 0),
+        "features for the actor": seconds_of(
+            lambda: trained._all_features(view, trained.critic), 0
+        ),
+        "actions and weights": actor_steps
+        / 100
+        * seconds_of(lambda: trained._actor_regression(view, chunks, features)),
+    }
+    return parts
+
+
 @click.command()
+@click.option("--task", type=click.Choice(list(TASKS)), default="walker", show_default=True)
 @click.option("--rows", multiple=True, type=int, default=(10_000, 50_000), show_default=True)
 @click.option("--steps", default=3000, show_default=True, help="Of each phase.")
 @click.option("--turns", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False), help="Writes the results as JSON.")
-def main(rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str | None) -> None:
-    torch.set_num_threads(1)
+def main(
+    task: str, rows: tuple[int, ...], steps: int, turns: int, threads: int, out: str | None
+) -> None:
+    image = TASKS[task].image
+    torch.set_num_threads(threads if image else 1)
     results = []
     for count in rows:
-        plain, view = learner(count, False, steps)
-        with Products() as products:
+        plain, view = learner(task, count, False, steps)
+        with Operations() as operations:
             plain.train(view)
-        shapes = products.count
-        trained, view = learner(count, "auto", steps)
+        shapes = operations.count
+        trained, view = learner(task, count, "auto", steps)
         trained.threads = threads
         trained.train(view)
         limits, seconds = [], []
         for _ in range(turns):
-            alone = sum(seconds_of(shape) * times for shape, times in shapes.items())
-            limits.append(alone / threads)
+            alone = sum(seconds_of(operation(shape)) * times for shape, times in shapes.items())
+            limits.append(alone / (1 if image else threads))
             started = time.perf_counter()
             trained.train(view)
             seconds.append(time.perf_counter() - started)
-        flops = sum(2 * m * k * n * times for (m, k, n), times in shapes.items())
+        flops = sum(flops_of(shape) * times for shape, times in shapes.items())
         limit, taken = float(np.median(limits)), float(np.median(seconds))
         row = {
             "rows": count,
-            "matrix products, 1e12 floating-point operations": flops / 1e12,
+            "1e12 floating-point operations of products": flops / 1e12,
             "their time alone, s": limit,
             "their rate alone, 1e9 per second": flops / limit / 1e9,
             "learner, s": taken,
             "learner, 1e9 per second": flops / taken / 1e9,
             "ratio": limit / taken,
         }
+        parts = parts_of(trained, view)
+        total = sum(parts.values())
+        row |= {f"share of {name}": value / total for name, value in parts.items()}
         results.append(row)
         click.echo("\n".join(f"{key:50s} {value:10.3f}" for key, value in row.items()) + "\n")
     if out:
-        save(out, results, threads=threads, steps=steps, turns=turns)
+        save(out, results, task=task, threads=threads, steps=steps, turns=turns)
 
 
 if __name__ == "__main__":

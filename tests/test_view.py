@@ -256,3 +256,13 @@ def test_num_bytes_is_what_the_columns_take():
     # 1700 slots of 2 + 1 + 1 + 1 floats, a bool, int64 next, prev and inserted, int8 kind and
     # int32 policy version.
     assert view.num_bytes == 1700 * (5 * 4 + 1 + 3 * 8 + 1 + 4)
+
+
+def test_a_view_that_does_not_fit_a_gpu_is_refused_with_the_figure(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    spec = Spec((4, 84, 84), "uint8", 6, discrete=True, frame_stack=4)
+    with pytest.raises(ValueError, match=r"fit the memory of cpu: 1000000 rows .* take 7\.\d GB"):
+        ReplayView(spec, 1_000_000)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qwr_rllib.replay.storage import Changes, Slot, num_slots
+from qwr_rllib.replay.storage import Changes, Slot, memory_bytes, num_slots
 from qwr_rllib.specs import Spec
 
 
@@ -35,18 +35,28 @@ class ReplayView:
         spec: that of the storage.
         capacity: that of the storage.
         device: where the columns live and are sampled.
+
+    Raises:
+        ValueError: if the columns do not fit the memory of a GPU.
     """
 
     def __init__(self, spec: Spec, capacity: int, device: torch.device | str = "cpu") -> None:
         self.spec = spec
         self.device = torch.device(device)
         self.num_slots = num_slots(capacity)
-        self.columns = {
-            name: torch.zeros(
-                (self.num_slots, *shape), dtype=getattr(torch, str(dtype)), device=self.device
-            )
-            for name, (shape, dtype) in spec.columns.items()
-        }
+        try:
+            self.columns = {
+                name: torch.zeros(
+                    (self.num_slots, *shape), dtype=getattr(torch, str(dtype)), device=self.device
+                )
+                for name, (shape, dtype) in spec.columns.items()
+            }
+        except torch.OutOfMemoryError as error:
+            needed = memory_bytes(spec, capacity) / 1e9
+            raise ValueError(
+                f"replay_capacity must fit the memory of {self.device}: {capacity} rows of "
+                f"{spec.obs_shape} observations take {needed:.1f} GB there"
+            ) from error
         # int64 slots index without conversion in the learner's loops.
         self.next = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
         self.prev = torch.zeros_like(self.next)
