@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from qwr_rllib.replay.storage import ReplayStorage, Slot
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.specs import Spec
 
 
 def generator(seed=0):
