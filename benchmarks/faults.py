@@ -40,7 +40,7 @@ def main(rows: int, turns: int, out: str | None) -> None:
     full = ReplayStorage(algo.get_policy().spec, rows)
     for episode in range(rows // 1000):
         full.add(fragment(episode, 1000))
-    algo._load_replay(full.state_arrays() | {"num_rows_refused_lifetime": np.array(0)})
+    algo._load_replay(full.state_arrays())
 
     seconds: dict[str, list[float]] = {"an iteration": [], "death of the replay actor": []}
     for _ in range(turns):

@@ -629,8 +629,7 @@ class QWR(Algorithm):
         with contextlib.closing(creator(EnvContext(self.config.env_config, 0))) as env:
             storage = self.config.load_offline(env)
         self._num_rows_offline = storage.num_rows_inserted_lifetime
-        refused = {"num_rows_refused_lifetime": np.array(0)}
-        self.supervised.call("load", storage.state_arrays() | refused)
+        self.supervised.call("load", storage.state_arrays())
         self._update_view()
 
     def _collect(self) -> None:

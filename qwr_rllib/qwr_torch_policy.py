@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import gymnasium as gym
@@ -34,7 +33,7 @@ COLLECTED = (
     SampleBatch.REWARDS,
     SampleBatch.TERMINATEDS,
     SampleBatch.TRUNCATEDS,
-    SampleBatch.EPS_ID,
+    SampleBatch.EPS_ID,  # RLlib wants it itself
     SampleBatch.T,
 )
 NEXT_INFOS = "next_infos"
@@ -123,9 +122,8 @@ class QWRTorchPolicy(TorchPolicyV2):
     ) -> None:
         self.spec = spec_of(observation_space, action_space, frame_stack_of(config))
         self.learner: Learner | None = None
-        # A seeded worker that is started again numbers its episodes as before: what tells them
-        # apart in the replay must be new in each process.
-        self.episode_salt = secrets.randbits(62)
+        self.episodes: dict[int, int] = {}
+        """The name in the replay of the episode under way in each sub-environment."""
         super().__init__(observation_space, action_space, config, max_seq_len=1)
         defaults = self._get_default_view_requirements()
         self.view_requirements = {name: defaults[name] for name in COLLECTED} | {
@@ -133,6 +131,7 @@ class QWRTorchPolicy(TorchPolicyV2):
                 space=gym.spaces.Box(-np.inf, np.inf, (self.spec.action_dim,)),
                 used_for_compute_actions=False,
             ),
+            SampleBatch.ENV_ID: ViewRequirement(),
             NEXT_INFOS: ViewRequirement(SampleBatch.INFOS, shift=1),
         }
         for name, requirement in self.view_requirements.items():

@@ -8,6 +8,7 @@ actor dies before.
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 import traceback
 from collections.abc import Sequence
@@ -106,6 +107,10 @@ def fragments_of(policy: QWRTorchPolicy, batch: SampleBatch) -> list[Fragment]:
     ``mu`` in the state after an unfinished or cut fragment is that of the policy now. A step
     whose ``info`` has a true ``life_lost`` counts as terminated, though the episode goes on.
 
+    An episode gets its name in the replay when it begins. RLlib's own ids come from Python's random
+    state and repeat when this is set back: by a restore, by another algorithm of the same seed in
+    this process, in a seeded worker that is started again.
+
     Raises:
         ValueError: if observations are not the stacks of frames that the config says they are.
     """
@@ -114,13 +119,21 @@ def fragments_of(policy: QWRTorchPolicy, batch: SampleBatch) -> list[Fragment]:
     def column(name: str, *shape: int) -> np.ndarray:
         return np.asarray(batch[name]).reshape(len(batch), *shape)
 
+    environments, times = column(SampleBatch.ENV_ID), column(SampleBatch.T)
+    breaks = (environments[1:] != environments[:-1]) | (times[1:] != times[:-1] + 1)
+    episodes = np.empty(len(batch), np.int64)
+    for rows in np.split(np.arange(len(batch)), np.flatnonzero(breaks) + 1):
+        environment = int(environments[rows[0]])
+        if times[rows[0]] == 0 or environment not in policy.episodes:
+            policy.episodes[environment] = secrets.randbits(62)
+        episodes[rows] = policy.episodes[environment]
     terminated = column(SampleBatch.TERMINATEDS).astype(bool)
     if NEXT_INFOS in batch:
         terminated |= [bool(info.get(LIFE_LOST)) for info in batch[NEXT_INFOS]]
     return split_steps(
         spec,
-        episodes=column(SampleBatch.EPS_ID) ^ policy.episode_salt,
-        times=column(SampleBatch.T),
+        episodes=episodes,
+        times=times,
         obs=column(SampleBatch.OBS, *spec.obs_shape),
         next_obs=column(SampleBatch.NEXT_OBS, *spec.obs_shape),
         action_dist_inputs=column(SampleBatch.ACTION_DIST_INPUTS, spec.action_dim),

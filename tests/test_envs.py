@@ -152,7 +152,7 @@ def batch_of(frames, rewards, lost=()):
             SampleBatch.REWARDS: np.array(rewards, np.float32),
             SampleBatch.TERMINATEDS: np.zeros(steps, bool),
             SampleBatch.TRUNCATEDS: np.zeros(steps, bool),
-            SampleBatch.EPS_ID: np.full(steps, 7),
+            SampleBatch.ENV_ID: np.full(steps, 7),
             SampleBatch.T: np.arange(steps),
             SampleBatch.ACTION_DIST_INPUTS: np.arange(3 * steps, dtype=np.float32).reshape(-1, 3),
             NEXT_INFOS: [{LIFE_LOST: t in lost} for t in range(steps)],

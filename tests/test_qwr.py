@@ -218,9 +218,33 @@ class Matrices(gym.Env):
         return self._obs(), 1.0, self.t == 7, False, {}
 
 
+class Timed(gym.Env):
+    """Episodes of given lengths; the last length repeats. RLlib resets twice before the first."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, *lengths):
+        self.lengths = [lengths[0], *lengths]
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        self.length = self.lengths.pop(0) if len(self.lengths) > 1 else self.lengths[0]
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(3, np.float32), 1.0, self.t == self.length, False, {}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def environments(local_ray):
     register_env("matrices", Matrices)
+    register_env("long", lambda config: Timed(130))
+    register_env(
+        "endless and short",
+        lambda config: Timed(20) if config.vector_index else Timed(110, 10**6),
+    )
     register_env("rarely-bad", lambda config: Matrices({"bad": 100}))
     register_env("often-bad", lambda config: Matrices({"bad": 10}))
 
@@ -393,6 +417,28 @@ def test_a_restored_worker_takes_no_step_in_vain(build, tmp_path):
     # It acts once more in the state after the last row.
     assert restored.get_policy().global_timestep - before <= 201
     restored.stop()
+
+
+@pytest.mark.parametrize(("env", "num_envs"), [("long", 1), ("endless and short", 2)])
+@pytest.mark.parametrize("how", ["restore", "another algorithm of the same seed"])
+def test_no_step_is_lost_when_python_draws_the_same_numbers_again(
+    build, tmp_path, env, num_envs, how
+):
+    """RLlib's episode ids are such numbers: of an earlier episode, or of one still under way."""
+    algo = build(env, num_envs=num_envs, replay_capacity=3000)
+    for _ in range(2):
+        algo.train()
+        algo.save(str(tmp_path)) if algo.iteration == 1 else None
+    if how == "restore":
+        algo.restore(str(tmp_path))
+    else:
+        build(env, num_envs=num_envs)
+    acted, before = algo.get_policy().global_timestep, algo.iteration
+    for iteration in range(before + 1, before + 4):
+        result = algo.train()
+        assert result["num_env_steps_sampled_lifetime"] == 200 * iteration
+        assert result["replay"]["num_rows_repeated_lifetime"] == 0
+    assert algo.get_policy().global_timestep - acted == 600
 
 
 def test_the_discount_follows_its_schedule_through_a_restore(build, tmp_path):

@@ -8,6 +8,7 @@ from helpers import CONTINUOUS, DISCRETE, STACKED, fragment, steps, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwr_rllib.replay.actor import Replay
 from qwr_rllib.replay.storage import (
     Fragment,
     RefusedFragmentError,
@@ -432,6 +433,24 @@ def worn_store() -> ReplayStorage:
         storage.add(fragment(i, 4, 6, ["terminated", "truncated", ""][i % 3]))
     assert storage.num_rows_inserted_lifetime == 72
     return storage
+
+
+def test_repeated_rows_are_counted_and_the_count_is_kept():
+    replay = Replay(CONTINUOUS, 100)
+    replay.add([fragment(1, 0, 4)])
+    # Two of them are new, two are not, and a fragment of three is refused.
+    bad = fragment(2, 0, 3, rewards=np.full(3, np.nan))
+    assert replay.add([fragment(1, 2, 6), bad]).num_rows_stored == 2
+    counts = {"num_rows_refused_lifetime": 3, "num_rows_repeated_lifetime": 2}
+    arrays = replay.state_arrays()
+    other = Replay(CONTINUOUS, 100)
+    for each in (replay, other):
+        each.load(through_a_file(arrays))
+        assert counts.items() <= each.metrics().items()
+        assert counts == {name: each.update(0, -1).outline[name] for name in counts}
+    # Older files lack it.
+    other.load({name: arrays[name] for name in arrays.keys() - {"num_rows_repeated_lifetime"}})
+    assert other.metrics()["num_rows_repeated_lifetime"] == 0
 
 
 def test_a_loaded_store_goes_on_exactly_like_the_saved_one():

@@ -17,6 +17,9 @@ from qwr_rllib.replay.storage import (
 )
 from qwr_rllib.specs import Spec
 
+# What a replay counts beside its rows; kept in its arrays, which a successor and a checkpoint take.
+COUNTS = ("num_rows_refused_lifetime", "num_rows_repeated_lifetime")
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -35,7 +38,7 @@ class Update:
 
     changes: Changes
     outline: dict[str, np.ndarray]
-    """See :meth:`ReplayStorage.outline`; with ``num_rows_refused_lifetime``."""
+    """See :meth:`ReplayStorage.outline`; with :data:`COUNTS`."""
     metrics: dict[str, int]
 
 
@@ -44,12 +47,12 @@ class Replay:
 
     def __init__(self, spec: Spec, capacity: int) -> None:
         self._storage = ReplayStorage(spec, capacity)
-        self._num_rows_refused_lifetime = 0
+        self._counts = dict.fromkeys(COUNTS, 0)
 
     def add(self, fragments: Sequence[Fragment], worker: int = 0) -> Receipt:
         """Stores fragments; their bad rows are refused and the others stored.
 
-        A fragment that is stored already, in whole or in part, is not stored twice.
+        Rows that are stored already are not stored twice, but counted as repeated.
         """
         stored, refusals = 0, []
         for fragment in fragments:
@@ -58,15 +61,17 @@ class Replay:
             except RefusedFragmentError as error:
                 added, refused = 0, [Refusal(len(fragment), str(error))]
             stored += added
+            num_refused = sum(refusal.num_rows for refusal in refused)
+            self._counts["num_rows_refused_lifetime"] += num_refused
+            self._counts["num_rows_repeated_lifetime"] += len(fragment) - added - num_refused
             for refusal in refused:
-                self._num_rows_refused_lifetime += refusal.num_rows
                 refusals.append(f"worker {worker}, episode {fragment.episode}: {refusal.message}")
         return Receipt(stored, refusals)
 
     def update(self, uid: int, since: int) -> Update:
         """What a copy of version ``since`` of the store ``uid`` lacks, and what describes it."""
         changes = self._storage.changes(uid, since)
-        outline = self._storage.outline() | self._refused()
+        outline = self._storage.outline() | self._count_arrays()
         return Update(changes, outline, self.metrics())
 
     def node_id(self) -> str:
@@ -80,20 +85,24 @@ class Replay:
             "num_episodes": self._storage.num_episodes,
             "num_bytes": self._storage.num_bytes,
             "num_rows_inserted_lifetime": self._storage.num_rows_inserted_lifetime,
-            "num_rows_refused_lifetime": self._num_rows_refused_lifetime,
+            **self._counts,
         }
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """See :meth:`ReplayStorage.state_arrays`; with the count of refused rows."""
-        return self._storage.state_arrays() | self._refused()
+        """See :meth:`ReplayStorage.state_arrays`; with :data:`COUNTS`."""
+        return self._storage.state_arrays() | self._count_arrays()
 
-    def _refused(self) -> dict[str, np.ndarray]:
-        return {"num_rows_refused_lifetime": np.array(self._num_rows_refused_lifetime)}
+    def _count_arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.array(count) for name, count in self._counts.items()}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes what :meth:`state_arrays` gave. Raises as :meth:`ReplayStorage.load`."""
+        """Takes what :meth:`state_arrays` gave, counts that it lacks as 0.
+
+        Raises:
+            ValueError: see :meth:`ReplayStorage.load`.
+        """
         self._storage.load(arrays)
-        self._num_rows_refused_lifetime = int(arrays["num_rows_refused_lifetime"])
+        self._counts = {name: int(arrays.get(name, 0)) for name in COUNTS}
 
 
 # It takes no CPU of its own: declared ones would not fit a trial's placement group.

@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from torch import Tensor
 
-from qwr_rllib.replay.actor import Update
+from qwr_rllib.replay.actor import COUNTS, Update
 from qwr_rllib.replay.refill import store_arrays
 from qwr_rllib.replay.view import ReplayView
 
@@ -94,9 +94,8 @@ class SupervisedReplay:
         self.actor = self._start()
         try:
             if self._outline is not None:
-                refused = self._outline["num_rows_refused_lifetime"]
-                arrays = store_arrays(self.view, self._outline)
-                arrays["num_rows_refused_lifetime"] = refused
+                counts = {name: self._outline[name] for name in COUNTS}
+                arrays = store_arrays(self.view, self._outline) | counts
                 ray.get(self.actor.load.remote(arrays))
             self._resend(self.actor)
         except RayActorError as error:
