@@ -10,12 +10,8 @@ import copy
 import dataclasses
 import logging
 import os
-import pickle
 import random
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +40,7 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from qwr_rllib import losses, settings
+from qwr_rllib import checkpoint, losses, settings
 from qwr_rllib.collection import Collector, num_steps
 from qwr_rllib.envs import ATARI, atari_config, frame_stack_of, require_observation_shape
 from qwr_rllib.learner import ImagePrecision, Learner, LearnerConfig
@@ -63,7 +59,6 @@ from qwr_rllib.versions import versions
 # Below RLlib's logger: its handler and the config's log_level apply.
 logger = logging.getLogger("ray.rllib.qwr")
 
-REPLAY_FILE = "replay.npz"
 UPDATE_VIEW_TIMER = "update_view"
 CRITIC_TIMER = "critic_phase"
 ACTOR_TIMER = "actor_phase"
@@ -671,31 +666,17 @@ class QWR(Algorithm):
 
     @override(Algorithm)
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes a checkpoint that is whole or not there at all.
+        """Writes a checkpoint that is whole or not there at all; one before stays until then.
 
-        It is written beside its place and moved there; one that was there before stays whole
-        until then. The replay is ``replay.npz``, plain arrays.
+        Nothing else in the folder is touched. The replay is ``replay.npz``, plain arrays.
+
+        Raises:
+            FileExistsError: if the folder has something else under a name that a checkpoint uses.
         """
-        place = Path(checkpoint_dir)
-        for stale in place.parent.glob(f".{place.name}.partial-*"):
-            shutil.rmtree(stale)  # of a process that was killed while it wrote
-        partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.partial-", dir=place.parent))
-        try:
-            super().save_checkpoint(str(partial))
+        with checkpoint.replaced(Path(checkpoint_dir)) as folder:
+            super().save_checkpoint(str(folder))
             arrays = self.supervised.call("state_arrays")
-            np.savez(partial / REPLAY_FILE, allow_pickle=False, **arrays)
-            if any(place.iterdir()):
-                previous = Path(
-                    tempfile.mkdtemp(prefix=f".{place.name}.previous-", dir=place.parent)
-                )
-                os.replace(place, previous)
-                os.replace(partial, place)
-            else:
-                os.replace(partial, place)
-            for previous in place.parent.glob(f".{place.name}.previous-*"):
-                shutil.rmtree(previous)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            np.savez(folder / checkpoint.REPLAY_FILE, allow_pickle=False, **arrays)
 
     @override(Algorithm)
     def load_checkpoint(self, checkpoint_dir: str) -> None:
@@ -703,12 +684,12 @@ class QWR(Algorithm):
 
         Raises:
             ValueError: if the checkpoint is missing or incomplete, or of another environment,
-                network or first discount; nothing is restored then.
+                network, first discount or version; nothing is restored then.
         """
-        with _whole(Path(checkpoint_dir)):
-            self._replay_to_load = arrays = _read_replay(Path(checkpoint_dir))
+        with checkpoint.opened(Path(checkpoint_dir)) as folder:
+            self._replay_to_load = arrays = checkpoint.read_replay(folder)
             try:
-                super().load_checkpoint(checkpoint_dir)
+                super().load_checkpoint(str(folder))
             finally:
                 self._replay_to_load = {}
         self._load_replay(arrays)
@@ -719,12 +700,13 @@ class QWR(Algorithm):
         """As the parent's; the replay is restored too.
 
         Raises:
-            ValueError: if the checkpoint is missing or incomplete.
+            ValueError: if the checkpoint is missing, incomplete or of another version.
         """
         directory = path.to_directory() if hasattr(path, "to_directory") else str(path)
-        with _whole(Path(directory)):
-            arrays = _read_replay(Path(directory))
-            algorithm = super().from_checkpoint(directory, filesystem, **kwargs)
+        with checkpoint.opened(Path(directory)) as folder:
+            arrays = checkpoint.read_replay(folder)
+            algorithm = super().from_checkpoint(str(folder), filesystem, **kwargs)
+            check_arrays(algorithm.view.spec, arrays)
         algorithm._load_replay(arrays)
         return algorithm
 
@@ -756,12 +738,32 @@ class QWR(Algorithm):
         self._num_rows_offline = state["num_rows_offline"]
         self._num_steps_in_view = state["num_steps_in_view"]
         self.view.num_inserted_seen = state["num_inserted_seen"]
-        states = state["random_states"]
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
-        torch.set_rng_state(states["torch"])
+        setters: dict[str, Callable[[Any], None]] = {
+            "python": random.setstate,
+            "numpy": np.random.set_state,
+            "torch": torch.set_rng_state,
+        }
+        states = state.get("random_states", {})
+        for name, set_state in setters.items():
+            if name in states:
+                set_state(states[name])
+        if missing := sorted(setters.keys() - states.keys()):
+            logger.warning(
+                "The checkpoint lacks the random states of %s: their numbers begin anew.",
+                ", ".join(missing),
+            )
 
     def _check_compatible(self, state: dict[str, Any]) -> None:
+        saved_learner = state["worker"]["policy_states"][DEFAULT_POLICY_ID].get("learner", {})
+        # An older learner has no gamma, which its config has.
+        missing = [
+            *({"num_rows_offline", "num_steps_in_view", "num_inserted_seen"} - state.keys()),
+            *(self.learner.state_dict().keys() - {"gamma"} - saved_learner.keys()),
+        ]
+        if missing:
+            raise ValueError(
+                f"it lacks {', '.join(sorted(missing))}: it is of another version or algorithm"
+            )
         # A class of a script is another object in the script's next run.
         env, own_env = (
             getattr(env, "__qualname__", env) for env in (state["config"]["env"], self.config.env)
@@ -775,7 +777,7 @@ class QWR(Algorithm):
                 f"gamma must begin with the checkpoint's, {first}, which scales its critic's head; "
                 f"got {config.gamma!r}"
             )
-        saved = state["worker"]["policy_states"][DEFAULT_POLICY_ID]["learner"]["networks"]
+        saved = saved_learner["networks"]
         own = self.learner.networks.state_dict()
         for name in sorted(saved.keys() | own.keys()):
             shapes = [
@@ -813,23 +815,3 @@ class QWR(Algorithm):
             self.supervised.stop()
         if hasattr(self, "_run_metrics"):
             self._run_metrics.stop()
-
-
-@contextlib.contextmanager
-def _whole(checkpoint: Path) -> Iterator[None]:
-    """Turns what a missing or truncated file of a checkpoint raises into a ``ValueError``."""
-    previous = list(checkpoint.parent.glob(f".{checkpoint.name}.previous-*"))
-    if previous and not checkpoint.exists():
-        # A process was killed between the two renames with which it replaced a checkpoint.
-        os.replace(previous[0], checkpoint)
-    if not checkpoint.is_dir():
-        raise ValueError(f"there is no checkpoint at {checkpoint}")
-    try:
-        yield
-    except (EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise ValueError(f"checkpoint {checkpoint} is incomplete: {error}") from error
-
-
-def _read_replay(checkpoint: Path) -> dict[str, np.ndarray]:
-    with np.load(checkpoint / REPLAY_FILE, allow_pickle=False) as file:
-        return dict(file)

@@ -270,44 +270,53 @@ from ledger import Ledger
 from test_faults import tiny
 from pathlib import Path
 
-folder = Path(sys.argv[1])
-ray.init(address=sys.argv[2], log_to_driver=False)
+folder, address, when = sys.argv[1:]
+place = Path(folder) / "checkpoint"
+ray.init(address=address, log_to_driver=False)
 register_env("ledger", Ledger)
-algo = tiny(folder).build_algo()
+algo = tiny(Path(folder)).build_algo()
 algo.train()
-algo.save(str(folder / "checkpoint"))
+algo.save(str(place))
+(place / "notes.txt").write_text("mine")
 algo.train()
+replace = os.replace
 
 
-def killed(path, **arrays):
+def killed_writing(path, **arrays):
     Path(path).write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-np.savez = killed
-algo.save(str(folder / "checkpoint"))
+def killed_moving(source, target):
+    replace(source, target)
+    if Path(target).name == "replay.npz":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if when == "writing":
+    np.savez = killed_writing
+else:
+    os.replace = killed_moving
+algo.save(str(place))
 """
 
 
-def test_a_driver_killed_while_it_writes_a_checkpoint(tmp_path, cluster):
+@pytest.mark.parametrize(("when", "iterations"), [("writing", 1), ("moving", 2)])
+def test_a_driver_killed_while_it_saves(build, tmp_path, cluster, when, iterations):
+    """Before the new checkpoint is complete the old one is there, afterwards the new one."""
+    address = cluster.address_info["address"]
     process = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path, cluster.address_info["address"]],
+        [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path, address, when],
         capture_output=True,
         text=True,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     place = tmp_path / "checkpoint"
-    restored = QWR.from_checkpoint(place)
-    assert len(held(state(restored))) == 100
-    assert restored.train()["num_env_steps_sampled_lifetime"] == 200
-    (stale,) = tmp_path.glob(".checkpoint.partial-*")
+    restored = build()
+    restored.restore(str(place))  # Tune's, which knows only RLlib's files
+    assert len(held(state(restored))) == 100 * iterations
+    assert restored.train()["num_env_steps_sampled_lifetime"] == 100 * (iterations + 1)
     restored.save(str(place))
-    assert not stale.exists()
-    # Killed between the two renames with which a save ends.
-    place.rename(tmp_path / ".checkpoint.previous-abc")
-    restored.stop()
-    again = QWR.from_checkpoint(place)
-    assert again.iteration == 2
-    again.save(str(place))
+    names = ["algorithm_state.pkl", "notes.txt", "policies", "replay.npz", "rllib_checkpoint.json"]
+    assert sorted(os.listdir(place)) == names
     assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint"]
-    again.stop()

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import random
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 import ray
 import torch
 from gymnasium.envs.classic_control import PendulumEnv
+from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.policy.policy import Policy
@@ -387,10 +390,99 @@ def test_a_restored_run_goes_on_where_the_saved_one_was(build, tmp_path):
     assert results[0]["training_iteration"] == 3
     assert results[0]["num_env_steps_sampled_lifetime"] == 600
     assert results[0]["learner"]["num_target_updates_lifetime"] == 6
-    # Random states were restored too: both continuations are the same.
     assert_equal(*trained)
     # The normaliser has not counted the restored rows a second time.
     assert trained[0]["normalizer.count"] == 600
+
+
+def draws():
+    return {"python": random.random(), "numpy": np.random.random(), "torch": torch.rand(1).item()}
+
+
+def change(file: Path, keys: list[str]) -> None:
+    """Removes an entry, found through these keys, from a pickled dictionary of dictionaries."""
+    inner = state = cloudpickle.loads(file.read_bytes())
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    file.write_bytes(cloudpickle.dumps(state))
+
+
+def test_a_restore_sets_each_random_state_back(build, tmp_path, caplog):
+    algo = build()
+    algo.train()
+    algo.save(str(tmp_path))
+    expected = draws()
+    algo.restore(str(tmp_path))
+    assert draws() == expected
+    QWR.from_checkpoint(str(tmp_path)).stop()
+    assert draws() == expected
+    assert "random states" not in caplog.text
+    # Of a checkpoint that lacks some, these go on, and it says so.
+    change(tmp_path / "algorithm_state.pkl", ["random_states", "torch"])
+    algo.restore(str(tmp_path))
+    drawn = draws()
+    assert drawn.pop("torch") != expected["torch"]
+    assert drawn.items() <= expected.items()
+    assert "lacks the random states of torch: their numbers begin anew" in caplog.text
+    change(tmp_path / "algorithm_state.pkl", ["random_states"])
+    algo.restore(str(tmp_path))
+    assert "random states of numpy, python, torch" in caplog.text
+    algo.train()
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("algorithm_state.pkl", ["num_steps_in_view"]),
+        ("algorithm_state.pkl", ["config"]),
+        ("policies/default_policy/policy_state.pkl", ["learner", "actor_optimizer"]),
+        ("policies/default_policy/policy_state.pkl", ["learner"]),
+    ],
+)
+def test_what_a_checkpoint_lacks_is_named_and_nothing_restored(saved, tmp_path, file, keys):
+    algo, checkpoint = saved
+    place = shutil.copytree(checkpoint, tmp_path / "place")
+    change(place / file, keys)
+    before = weights(algo)
+    lacked = "actor_optimizer, .*target_critic" if keys == ["learner"] else keys[-1]
+    message = rf"checkpoint {place}.* lacks .*{lacked}.*of another version or algorithm"
+    for restore in (algo.restore, QWR.from_checkpoint):
+        with pytest.raises(ValueError, match=message) as error:
+            restore(str(place))
+        assert "\n" not in str(error.value)
+    assert_equal(weights(algo), before)
+
+
+@pytest.fixture(scope="module")
+def saved(local_ray, tmp_path_factory):
+    """An algorithm after two iterations, and its checkpoint after the first."""
+    place = tmp_path_factory.mktemp("saved")
+    config = QWRConfig().environment("Pendulum-v1").env_runners(num_env_runners=0)
+    algo = config.debugging(seed=3).training(**SMALL).build_algo()
+    algo.train()
+    algo.save(str(place))
+    algo.train()
+    yield algo, place
+    algo.stop()
+
+
+def test_a_checkpoint_is_found_by_any_path_and_its_neighbours_stay(saved, tmp_path, monkeypatch):
+    algo, _ = saved
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(place)
+    monkeypatch.chdir(place)
+    for path in (".", str(tmp_path / "link"), "../place/"):
+        algo.restore(algo.save(path))
+        algo.restore(path)
+        assert (place / "notes.txt").read_text() == "mine"
+    restored = QWR.from_checkpoint("../link")
+    assert_equal(weights(restored), weights(algo))
+    restored.stop()
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        algo.save("notes.txt")
 
 
 def test_restore_into_an_algorithm_and_a_policy_alone(build, tmp_path):

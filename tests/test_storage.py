@@ -542,6 +542,12 @@ def test_a_view_of_the_replaced_content_is_reset():
         ("trajectories", lambda a: a[:, :4]),
         ("trajectory_slots", lambda a: a[:-1]),
         ("trajectory_slots", lambda a: a + 10_000),
+        *(
+            (name, lambda a: a.astype(float))
+            for name in ("counters", "slots", "free", "trajectories", "trajectory_slots")
+        ),
+        ("slots", lambda a: a[0]),
+        ("counters", lambda a: a[0]),
     ],
 )
 def test_broken_arrays_are_refused_and_change_nothing(name, spoil):

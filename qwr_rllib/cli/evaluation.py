@@ -31,6 +31,7 @@ from ray.rllib.utils.policy import local_policy_inference
 from rich.console import Console
 from rich.table import Table
 
+from qwr_rllib.checkpoint import finish
 from qwr_rllib.cli.errors import ConfigError, require_folder, require_folder_of
 from qwr_rllib.cli.experiments import make_env, read_file
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
@@ -135,6 +136,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     require_folder(path, "checkpoint")
     path = path.resolve()
+    finish(path)
     if (path / "rllib_checkpoint.json").exists():
         return path
     inside = [

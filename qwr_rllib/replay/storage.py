@@ -524,6 +524,10 @@ def _all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     }
 
 
+# The dimensions of what a store has beside its columns, see `ReplayStorage.state_arrays`.
+_INDEX_ARRAYS = {"counters": 1, "slots": 1, "free": 1, "trajectories": 2, "trajectory_slots": 1}
+
+
 def check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
     """Checks what :meth:`ReplayStorage.load` is to take.
 
@@ -537,6 +541,12 @@ def check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
 
 
 def _check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
+    for name, dimensions in _INDEX_ARRAYS.items():
+        if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "iu":
+            raise ValueError(
+                f"{name} must be integers of {dimensions} dimensions, the replay's file has "
+                f"{arrays[name].dtype} {arrays[name].shape}"
+            )
     slots, free = arrays["slots"], arrays["free"]
     for name, (shape, dtype) in _all_columns(spec).items():
         column = arrays[f"column_{name}"]
