@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import re
 import signal
@@ -24,11 +25,13 @@ from ray.rllib.utils.spaces.space_utils import unsquash_action
 from rich.console import Console
 
 import qwr_rllib
-from qwr_rllib.cli import commands, qwr, rllib
+from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.cli import commands, evaluation, qwr, rllib
 from qwr_rllib.cli.errors import ConfigError
+from qwr_rllib.cli.evaluation import EpisodeResult, played
 from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
 from qwr_rllib.cli.interruption import Interruption
-from qwr_rllib.cli.progress import row, seconds_left
+from qwr_rllib.cli.progress import Progress, iteration_return, row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.theorem import Trial
 
@@ -151,6 +154,10 @@ def assert_refused(result: Result, *parts: str) -> None:
             ["margin=0", "got 0"],
         ),
         ("a: {run: PPO, env: CartPole-v1, config: {lrr: 1}}", ["'lrr'", "'lr'"]),
+        (
+            "a: {run: QWR, env: Pendulum-v1, restore: /nowhere}",
+            ["checkpoint to restore", "/nowhere"],
+        ),
         ("a: {run: QWR, env: Pendulum-v1, config: {beta: 1.0, beta: 2.0}}", ["'beta'", "twice"]),
         ("imports: [no_such_module]\na: {run: QWR, env: Pendulum-v1}", ["no_such_module"]),
     ],
@@ -303,26 +310,107 @@ def test_a_gpu_is_taken_where_there_is_one(tmp_path: Path) -> None:
     assert checked(0).spec_where(gpus=2)["config"]["num_gpus"] == 0
 
 
+RESULT = {
+    "training_iteration": 5,
+    "num_env_steps_sampled_lifetime": 5000,
+    "time_total_s": 100.0,
+    "time_this_iter_s": 20.0,
+    "env_runners/episode_return_mean": 12.345,
+    "env_runners/hist_stats/episode_reward": [1.0, 2.0, 30.0, 60.0],
+    "env_runners/episodes_this_iter": 2,
+    "learner/critic_loss": 0.012345678,
+    "learner/actor_loss": 1.5,
+    "learner/critic_updates_per_s": 400.4,
+    "learner/actor_updates_per_s": 300.0,
+    "evaluation/env_runners/episode_return_mean": -3.0,
+}
+
+
 def test_row_of_qwr_and_of_an_algorithm_without_its_metrics() -> None:
-    result = {
-        "training_iteration": 5,
-        "num_env_steps_sampled_lifetime": 5000,
-        "time_total_s": 100.0,
-        "env_runners/episode_return_mean": 12.345,
-        "learner/critic_loss": 0.012345678,
-        "learner/actor_loss": 1.5,
-        "learner/critic_updates_per_s": 400.4,
-        "learner/actor_updates_per_s": 300.0,
-        "evaluation/env_runners/episode_return_mean": -3.0,
-    }
     stop = {"num_env_steps_sampled_lifetime": 20000, "training_iteration": 1000}
     # A quarter of the steps took 100 s: 300 s are left, sooner than the 1000 iterations.
-    assert row(result, stop) == [
-        "5/1000", "5000/20000", "12.3", "0.01235", "1.5", "400/300", "-3.0", "0:01:40", "0:05:00",
+    assert row(RESULT, stop, 105) == [
+        "5", "5000", "45.0", "-3.0", "0.0123", "1.5", "400/300", "0:01:45", "0:05:00",
     ]  # fmt: skip
     bare = {"training_iteration": 5, "env_runners/episode_return_mean": float("nan")}
-    assert row(bare, {}) == ["5", *"--------"]
-    assert seconds_left(result, {"env_runners/episode_return_mean": 100}) is None
+    assert row(bare, {}, 3) == ["5", *"------", "0:00:03", "-"]
+    assert seconds_left(RESULT, {"env_runners/episode_return_mean": 100}) is None
+
+
+@pytest.mark.parametrize(("new", "expected"), [(4, 23.25), (1, 60.0), (0, None)])
+def test_return_is_of_the_episodes_that_ended_in_the_iteration(
+    new: int, expected: float | None
+) -> None:
+    assert iteration_return(RESULT | {"env_runners/episodes_this_iter": new}) == expected
+    windowed = {"env_runners/episode_return_mean": 7.0}  # all that the new API stack reports
+    assert iteration_return(windowed) == 7.0
+
+
+class FakeTrial:
+    """What a callback of Tune sees of a trial."""
+
+    latest_checkpoint_result = None
+
+    def __init__(self, number: int, seed: int | None = None) -> None:
+        self.trial_id = f"abcde_{number:05d}"  # as Tune's
+        self.experiment_tag = f"{number}" if seed is None else f"{number}_seed={seed}"
+
+    def __str__(self) -> str:
+        return f"QWR_HalfCheetah-v5_{self.trial_id}"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_rows_fit_a_terminal_and_say_which_trial(count: int) -> None:
+    out = io.StringIO()
+    trials: Any = [FakeTrial(number, number + 7) for number in range(count)]
+    progress = Progress(Console(file=out), {"training_iteration": 2000}, count > 1, set())
+    result = RESULT | {
+        "training_iteration": 1234,
+        "num_env_steps_sampled_lifetime": 12345678,
+        "env_runners/hist_stats/episode_reward": [-12345.6],
+        "env_runners/episodes_this_iter": 1,
+        "learner/critic_loss": -1.2345e-05,
+        "learner/critic_updates_per_s": 2222.2,
+        "learner/actor_updates_per_s": 2222.2,
+        "time_total_s": 36000.0,
+    }
+    with progress.shown():
+        for trial in trials:
+            progress.on_trial_start(0, trials, trial)
+        for trial in trials:
+            progress.on_trial_result(1, trials, trial, dict(result))
+    lines = out.getvalue().splitlines()
+    assert all(len(line) < 80 for line in lines), lines
+    assert [line[-8:] for line in lines[:count]] == [", seed=7", ", seed=8"][:count]
+    assert lines[count + 1].split()[-2:] == ["elapsed", "left"]
+    rows = lines[count + 2 :]
+    first = [["00000"], ["00001"]] if count > 1 else [[]]
+    assert [line.split()[: len(begin)] for line, begin in zip(rows, first, strict=True)] == first
+    for line in rows:
+        assert "1234 12345678 -12345.6 " in line
+        assert len(line.split()) == 9  # the trial in the place of the actor's loss
+        assert "2222/2222" in line
+
+
+def test_a_bar_shows_how_far_an_iteration_may_be_on_terminals_alone() -> None:
+    def output(terminal: bool) -> str:
+        out = io.StringIO()
+        trials: Any = [FakeTrial(0)]
+        console = Console(file=out, force_terminal=terminal, width=80)
+        progress = Progress(console, {"training_iteration": 9}, False, set())
+        with progress.shown():
+            progress.on_trial_start(0, trials, trials[0])
+            progress.on_trial_result(1, trials, trials[0], dict(RESULT))
+            progress._bars.refresh()
+            last = RESULT | {"training_iteration": 9}
+            progress.on_trial_result(2, trials, trials[0], last)  # no bar after the last
+        assert not progress._bars.tasks
+        return out.getvalue()
+
+    assert "iteration 6" in output(True)
+    assert "of about 0:00:20" in output(True)
+    assert "iteration 6" not in output(False)
+    assert "\x1b" not in output(False)
 
 
 def test_python_file_may_import_its_neighbours(project: Path) -> None:
@@ -371,7 +459,10 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was interrupted, resumed, killed, and resumed to its end."""
     results = tmp_path_factory.mktemp("results")
     with running(project, *train_walk(project, results)) as process:
-        wait_for(process, r"^ *3/100000 +120 ")
+        wait_for(process, r"^walk: QWR on CliWalk-v0, until training_iteration 100000$")
+        wait_for(process, r"^  a trial of 2 CPU; an iteration: 40 environment steps, 2 critic ")
+        wait_for(process, rf"^  results in {results}/walk$")
+        wait_for(process, r"^ *3 +120 ")
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, output + errors
@@ -381,14 +472,14 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert resume.startswith(f"rllib train file {project.name}/walk.yaml")
     assert resume.endswith("--resume")
     # Iterations that ended after the signal was sent.
-    last = ["3", *re.findall(r"^ *(\d+)/100000 ", output, re.MULTILINE)][-1]
+    last = ["3", *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1]
 
     with running(project, *train_walk(project, results, "--resume")) as process:
         # Interrupted after its last iteration was saved: nothing is lost.
         [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert done == last
-        wait_for(process, rf"^ *{int(done) + 1}/100000 +{40 * int(done) + 40} ")
-        wait_for(process, rf"^ *{int(done) + 10}/100000 ")
+        wait_for(process, rf"^ *{int(done) + 1} +{40 * int(done) + 40} ")
+        wait_for(process, rf"^ *{int(done) + 10} +{40 * int(done) + 400} ")
         process.kill()
 
     end = int(done) + 20
@@ -397,11 +488,13 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         # The kill costs about the last second: of the 10 iterations some are there.
         [after] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert int(done) < int(after) < end
-        wait_for(process, rf"^ *{int(after) + 1}/{end} +{40 * int(after) + 40} ")
+        wait_for(process, rf"^ *{int(after) + 1} +{40 * int(after) + 40} ")
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
     assert re.search(rf"^Results: {results}/walk$", output, re.MULTILINE)
-    assert re.search(r"last return -?\d+\.\d, best -?\d+\.\d", output)
+    assert re.search(
+        r"last return -?\d+\.\d, of RLlib's 100 episodes -?\d+\.\d, best -?\d+\.\d", output
+    )
     evaluate = rf"^Evaluate: rllib evaluate {results}/walk/QWR_\S+/checkpoint_\d+ --file "
     assert re.search(evaluate, output, re.MULTILINE)
     assert len(list(results.glob("walk/QWR_*/checkpoint_*"))) == 3  # num_to_keep of the file
@@ -495,10 +588,88 @@ def test_evaluate_stops_after_steps_and_writes_csv(
 ) -> None:
     out = tmp_path / "episodes.csv"
     options = ["--file", project / "walk.yaml", "--steps", 21, "--out", out]
-    assert invoke("evaluate", trained, *options).exit_code == 0
+    result = invoke("evaluate", trained, *options)
+    assert result.exit_code == 0
     lines = out.read_text().splitlines()
-    assert lines[0] == "episode,seed,episode_return,length"
-    assert len(lines) == 3  # The second episode, of 20 steps too, is played to its end.
+    assert lines[0] == "episode,seed,episode_return,length,complete"
+    first, second = (line.split(",") for line in lines[1:])
+    assert first[3:] == ["20", "True"]
+    assert second[3:] == ["1", "False"]
+    assert "cut at 1" in result.stdout
+    mean = re.search(r"mean +(\S+) +20.0", result.stdout)  # of the whole episode alone
+    assert mean
+    assert float(mean[1]) == pytest.approx(float(first[2]), abs=0.01)
+
+
+class Stander:
+    """Acts without a policy."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-2, 6, (1,), np.float32)
+
+    def reset(self, observation: Any) -> None:
+        pass
+
+    def act(self, explore: bool = False) -> Any:
+        return np.ones(1, np.float32)
+
+    def observe(self, *step: Any) -> None:
+        pass
+
+
+class Endless(gym.Env):
+    """An environment without a time limit; it cannot be rendered."""
+
+    observation_space, action_space = Stander.observation_space, Stander.action_space
+
+    def __init__(self, config: Any = None) -> None:
+        pass
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        return np.zeros(2, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize("episodes", [None, 3])
+def test_an_episode_without_end_is_cut_by_the_limit_of_steps(episodes: int | None) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    agent: Any = Stander()
+    results = played(console, agent, Endless(), 5, episodes, 30)
+    assert results == [EpisodeResult(0, 5, 30.0, 30, complete=False)]
+    assert "episode 1, step 30" in console.file.getvalue()  # type: ignore[attr-defined]
+    console = Console(file=io.StringIO())
+    played(console, agent, Endless(), 5, episodes, 30)
+    assert not console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("env", "options", "parts"),
+    [
+        ("NowhereElse-v0", [], ["'NowhereElse-v0'", "--file"]),
+        (Endless, ["--video", "videos"], ["--video", "cannot be rendered", "render_mode"]),
+    ],
+)
+def test_evaluate_of_environments_of_ones_own_hints(
+    env: Any, options: list[str], parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rllib_checkpoint.json").write_text("{}")
+    loaded = (QWR, QWRConfig().environment(env), Stander())
+    monkeypatch.setattr(evaluation, "load_checkpoint", lambda _: loaded)
+    monkeypatch.chdir(tmp_path)
+    assert_refused(invoke("evaluate", tmp_path, *options), *parts)
+
+
+def test_a_checkpoint_of_a_module_that_is_not_there_hints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_there(_: Any) -> Any:
+        raise ConfigError("cannot load") from ModuleNotFoundError("No module named 'walking'")
+
+    (tmp_path / "rllib_checkpoint.json").write_text("{}")
+    monkeypatch.setattr(evaluation, "load_checkpoint", not_there)
+    assert_refused(invoke("evaluate", tmp_path), "cannot load", "--file")
 
 
 def test_evaluate_of_the_new_api_stack(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ CHECKPOINT_OPTIONS = [
 @click.option("--episodes", type=click.IntRange(1), metavar="N",
               help="How many; default 10, any with --steps.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(1), metavar="N",
-              help="Begin no new episode after so many environment steps.")  # fmt: skip
+              help="Play at most so many environment steps, the last episode is cut.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the episodes here: .json or .csv.")  # fmt: skip
 @click.option("--video", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",

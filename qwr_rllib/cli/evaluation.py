@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import logging
+import math
 import os
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import rich.progress
 from gymnasium.wrappers import RecordVideo
 from packaging.version import Version
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -39,6 +42,11 @@ from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 NEW_STACK = Version("2.0")
 """RLlib's version of the checkpoints whose algorithms are on the new API stack."""
 DEFAULT_EPISODES = 10
+FILE_HINT = "give an environment of your own by --file, the training's YAML or Python file"
+RENDER_HINT = (
+    "an environment of your own must take render_mode='rgb_array' (or read it from the mapping "
+    "that RLlib gives to its constructor), keep it as render_mode and return pictures from render()"
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class EpisodeResult:
     seed: int
     episode_return: float
     length: int
+    complete: bool = True
+    """False where the limit of steps cut it."""
 
 
 class OldStackAgent:
@@ -179,32 +189,72 @@ def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig,
 
 
 def play(
-    agent: Agent, env: gym.Env[Any, Any], seed: int, episodes: int | None, steps: int | None
+    agent: Agent,
+    env: gym.Env[Any, Any],
+    seed: int,
+    episodes: int | None,
+    steps: int | None,
+    on_step: Callable[[int, int], None] = lambda episode, step: None,
 ) -> Iterator[EpisodeResult]:
-    """Plays whole episodes: so many, or until there were so many steps, whichever comes first.
+    """Plays so many episodes or steps, whichever are done first.
 
     Args:
         agent: Who plays.
         env: Where.
         seed: Of the first episode; the next has the next.
         episodes: At most so many; ``None`` is any number.
-        steps: After so many steps no new episode begins; ``None`` is no limit.
+        steps: At most so many, over all episodes: the last is cut there. ``None`` is no limit.
+        on_step: Called after each step with the episode, from 0, and the number of steps so far.
     """
-    played = 0
-    done_steps = 0
-    while (episodes is None or played < episodes) and (steps is None or done_steps < steps):
-        observation, _ = env.reset(seed=seed + played)
+    left = math.inf if steps is None else steps
+    for episode in itertools.count() if episodes is None else range(episodes):
+        if not left:
+            return
+        observation, _ = env.reset(seed=seed + episode)
         agent.reset(observation)
         total, length, over = 0.0, 0, False
-        while not over:
+        while not over and left:
             observation, reward, terminated, truncated, _ = env.step(agent.act())
             agent.observe(observation, float(reward), terminated, truncated)
             total += float(reward)
             length += 1
+            left -= 1
             over = terminated or truncated
-        yield EpisodeResult(played, seed + played, total, length)
-        played += 1
-        done_steps += length
+            on_step(episode, length)
+        yield EpisodeResult(episode, seed + episode, total, length, over)
+
+
+def played(
+    console: Console,
+    agent: Agent,
+    env: gym.Env[Any, Any],
+    seed: int,
+    episodes: int | None,
+    steps: int | None,
+) -> list[EpisodeResult]:
+    """:func:`play` with a bar, on a terminal."""
+    results: list[EpisodeResult] = []
+    bar = rich.progress.Progress(
+        *rich.progress.Progress.get_default_columns(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("", total=episodes or steps)
+
+        def on_step(episode: int, step: int) -> None:
+            bar.update(
+                task,
+                description=f"episode {episode + 1}, step {step}",
+                completed=None if episodes else sum(each.length for each in results) + step,
+            )
+
+        for result in play(agent, env, seed, episodes, steps, on_step):
+            results.append(result)
+            if episodes:
+                bar.advance(task)
+    return results
 
 
 def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> None:
@@ -235,7 +285,7 @@ def filmed(env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, Any]:
         env.render()
         return RecordVideo(env, str(folder), episode_trigger=lambda _: True, disable_logger=True)
     except Exception as error:
-        raise ConfigError(f"--video: {env} cannot be rendered: {error}") from error
+        raise ConfigError(f"--video: {env} cannot be rendered: {error}; {RENDER_HINT}") from error
 
 
 def opened(
@@ -257,12 +307,17 @@ def opened(
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # The policy is built on a GPU where there is one.
+    found = find_checkpoint(checkpoint)
     if modules_file:
         read_file(modules_file)
-    found = find_checkpoint(checkpoint)
     if found != checkpoint.resolve():
         console.print(f"Last checkpoint: {found}", soft_wrap=True, highlight=False)
-    algorithm, config, agent = load_checkpoint(found)
+    try:
+        algorithm, config, agent = load_checkpoint(found)
+    except ConfigError as error:
+        if modules_file or not isinstance(error.__cause__, ImportError):
+            raise
+        raise ConfigError(f"{error.message}; {FILE_HINT}") from error
     if algo and algo.rpartition(":")[2] != algorithm.__name__:
         raise ConfigError(f"{found} is of {algorithm.__name__}, not {algo}")
     if env:
@@ -273,7 +328,12 @@ def opened(
         config.env_config = config.env_config | {"render_mode": "rgb_array"}
         if "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")
-    environment = make_env(algorithm, config)
+    try:
+        environment = make_env(algorithm, config)
+    except ConfigError as error:
+        hints = [] if modules_file else [FILE_HINT]
+        hints += [f"--video: {RENDER_HINT}"] if render else []
+        raise ConfigError("; ".join([error.message, *hints])) from error
     for kind in ("observation_space", "action_space"):
         learned, given = getattr(agent, kind), getattr(environment, kind)
         if _shape(learned) != _shape(given):
@@ -304,16 +364,19 @@ def evaluate(
     with contextlib.closing(made):
         environment = filmed(made, video) if video else made
         limit = episodes or (None if steps else DEFAULT_EPISODES)
-        results = list(play(agent, environment, seed, limit, steps))
+        results = played(console, agent, environment, seed, limit, steps)
         environment.close()  # writes the last episode's video
 
-    returns = [result.episode_return for result in results]
-    lengths = [result.length for result in results]
+    # What a cut episode would have returned is not known.
+    counted = [result for result in results if result.complete] or results
+    returns = [result.episode_return for result in counted]
+    lengths = [result.length for result in counted]
     table = Table("episode", "return", "length", box=None)
     for column in table.columns:
         column.justify = "right"
     for result in results:
-        table.add_row(str(result.episode), f"{result.episode_return:.2f}", str(result.length))
+        length = str(result.length) if result.complete else f"cut at {result.length}"
+        table.add_row(str(result.episode), f"{result.episode_return:.2f}", length)
     table.add_row("mean", f"{np.mean(returns):.2f}", f"{np.mean(lengths):.1f}", style="bold")
     table.add_row("std", f"{np.std(returns):.2f}", f"{np.std(lengths):.1f}")
     console.print(f"{algorithm.__name__} on {config.env}", highlight=False)

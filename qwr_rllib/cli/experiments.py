@@ -24,12 +24,14 @@ from ray.train.constants import DEFAULT_STORAGE_PATH
 from ray.tune import CheckpointConfig, PlacementGroupFactory
 from ray.tune.error import TuneError
 from ray.tune.experiment import Experiment as TuneExperiment
+from ray.tune.logger import LoggerCallback
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry, get_trainable_cls
 from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
 import qwr_rllib
-from qwr_rllib.cli.errors import ConfigError, check_keys, require_file
+from qwr_rllib.cli.errors import ConfigError, check_keys, require_file, require_folder
+from qwr_rllib.cli.loggers import check_loggers, make_loggers
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.learner import LearnerConfig
@@ -38,7 +40,7 @@ from qwr_rllib.qwr import QWRConfig
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
 TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}
-EXPERIMENT_KEYS = TUNE_KEYS | SWEEP_KEYS | {"env"}
+EXPERIMENT_KEYS = TUNE_KEYS | SWEEP_KEYS | {"env", "loggers"}
 DATA_KEYS = (
     *("env", "env_config", "frame_stack", "normalize_actions"),
     *("offline", "replay_capacity", "margin", "reward_clip"),
@@ -75,6 +77,7 @@ class Experiment:
     sweep: Sweep
     gpu_if_any: bool
     """``num_gpus`` is "auto": 1 where Ray has a GPU, else 0."""
+    loggers: list[LoggerCallback]
 
     @property
     def path(self) -> str:
@@ -287,7 +290,10 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         if not isinstance(spec.get(key, 0), int):
             raise ConfigError(f"{name}: {key} must be a whole number, got {spec[key]!r}")
 
+    if (restore := spec.get("restore")) and "://" not in str(restore):
+        require_folder(Path(restore).expanduser(), f"checkpoint to restore ({name})")
     sweep.make_scheduler()
+    loggers = make_loggers(spec, name)
     resources, num_variants = _check_variants(name, algorithm, config, sweep)
     sweep.make_searcher(config)
     tune_spec = {key: value for key, value in spec.items() if key in TUNE_KEYS} | {
@@ -298,7 +304,10 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         "storage_path": storage_path,
     }
     num_trials = num_variants * max(1, spec.get("num_samples", 1))
-    return Experiment(name, stop, storage_path, resources, num_trials, tune_spec, sweep, gpu_if_any)
+    check_loggers(loggers, name)
+    return Experiment(
+        name, stop, storage_path, resources, num_trials, tune_spec, sweep, gpu_if_any, loggers
+    )
 
 
 def _own_defaults(algorithm: type[Algorithm]) -> dict[str, Any]:

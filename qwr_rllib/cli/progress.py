@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from statistics import fmean
 from typing import Any
 
+import rich.progress
 from ray.tune import Callback
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 from rich.console import Console
+from rich.progress import BarColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress_bar import ProgressBar
 
 from qwr_rllib.names import did_you_mean
 
@@ -22,17 +27,25 @@ RETURN = "env_runners/episode_return_mean"
 COUNTERS = (ITERATION, ENV_STEPS, TIME)
 """Results that grow steadily: how long a run still takes can be told from them."""
 
-COLUMN_WIDTHS = {
-    "iteration": 10,
-    "env steps": 15,
-    "return": 9,
-    "critic loss": 13,
-    "actor loss": 12,
-    "updates/s": 11,
-    "evaluation": 12,
-    "elapsed": 9,
-    "left": 9,
+EVALUATION = f"evaluation/{RETURN}"
+EPISODE_RETURNS = "env_runners/hist_stats/episode_reward"
+NEW_EPISODES = "env_runners/episodes_this_iter"
+
+COLUMNS = {
+    ("", "iter"): 6,
+    ("env", "steps"): 9,
+    ("", "return"): 9,
+    ("evaluated", "return"): 10,
+    ("critic", "loss"): 10,
+    ("actor", "loss"): 9,
+    ("updates", "per s"): 10,
+    ("", "elapsed"): 8,
+    ("", "left"): 8,
 }
+"""The two lines of each column's title, and its width: 79 in all."""
+TRIAL_WIDTH = 6
+LEFT_OUT = ("actor", "loss")
+"""The column that makes room for the trial's where there are several trials."""
 HEADER_EVERY_S = 600
 
 
@@ -61,33 +74,59 @@ def seconds_left(result: Mapping[str, Any], stop: Mapping[str, float]) -> float 
     )
 
 
-def row(result: Mapping[str, Any], stop: Mapping[str, float]) -> list[str]:
+def iteration_return(result: Mapping[str, Any]) -> float | None:
+    """Mean return of the episodes that ended in the result's iteration; ``None`` without one.
+
+    RLlib's own mean is of the last 100 episodes, which lags behind by many iterations. It is taken
+    where an algorithm does not report single episodes (those on the new API stack).
+    """
+    returns = result.get(EPISODE_RETURNS)
+    if returns is None:
+        return result.get(RETURN)
+    new = returns[len(returns) - result.get(NEW_EPISODES, 0) :]
+    return fmean(new) if new else None
+
+
+def short_name(trial: Trial) -> str:
+    """The end of the trial's id and folder, by which it is told from others of an experiment."""
+    return trial.trial_id[-5:]
+
+
+def row(result: Mapping[str, Any], stop: Mapping[str, float], elapsed: float) -> list[str]:
     """A flat result's values for the columns, ``-`` for those the algorithm does not report."""
-
-    def of_total(key: str) -> str:
-        return number(result.get(key), ".0f") + (f"/{stop[key]:.0f}" if key in stop else "")
-
     updates = [result.get(f"learner/{network}_updates_per_s") for network in ("critic", "actor")]
     return [
-        of_total(ITERATION),
-        of_total(ENV_STEPS),
-        number(result.get(RETURN)),
-        number(result.get("learner/critic_loss"), ".4g"),
-        number(result.get("learner/actor_loss"), ".4g"),
+        number(result.get(ITERATION), ".0f"),
+        number(result.get(ENV_STEPS), ".0f"),
+        number(iteration_return(result)),
+        number(result.get(EVALUATION)),
+        number(result.get("learner/critic_loss"), ".3g"),
+        number(result.get("learner/actor_loss"), ".3g"),
         "/".join(number(value, ".0f") for value in updates) if any(updates) else "-",
-        number(result.get(f"evaluation/{RETURN}")),
-        duration(result.get(TIME)),
+        duration(elapsed),
         duration(seconds_left(result, stop)),
     ]
 
 
+class _ExpectedTimeColumn(BarColumn):
+    """A bar of the time that has passed, of the time that the iteration before took."""
+
+    def render(self, task: Task) -> ProgressBar:
+        if task.total is not None:
+            task.completed = min(task.elapsed or 0, task.total)
+        return super().render(task)
+
+
 class Progress(Callback):
-    """Prints a line for each result, and one when a trial goes on, fails or starts again.
+    """Prints a line for each result, and one when a trial starts, goes on, fails or starts again.
+
+    On a terminal there is a bar for each running trial below these. A trial cannot be asked while
+    it trains, so the bar goes by the time that its iteration before took.
 
     Args:
         console: Where to.
         stop: The experiment's flat stopping criteria.
-        show_trials: Whether lines begin with the trial's name: there are several.
+        show_trials: Whether lines begin with the trial: there are several.
         resumed: The ids of the trials to go on with; none in a new run.
     """
 
@@ -98,11 +137,43 @@ class Progress(Callback):
         self._stop = stop
         self._show_trials = show_trials
         self._resumed = resumed
+        self._began = time.monotonic()
         self._header_at = -math.inf
         self._warned: set[str] = set()
+        self._bars = rich.progress.Progress(
+            TextColumn("{task.description}"),
+            _ExpectedTimeColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[expected]}"),
+            console=console,
+            transient=True,
+            refresh_per_second=2,
+            disable=not console.is_terminal,
+        )
+        self._bar_of: dict[str, TaskID] = {}
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Shows the bars within the block."""
+        with self._bars:
+            yield
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+    def _begin_bar(self, trial: Trial, done: int, took: float) -> None:
+        """Shows a bar of the iteration after ``done``; the one before took so many seconds."""
+        name = f"trial {short_name(trial)}, " if self._show_trials else ""
+        self._bar_of[trial.trial_id] = self._bars.add_task(
+            f"{name}iteration {done + 1}",
+            total=took or None,
+            expected=f"of about {duration(took)}" if took else "",
+        )
+
+    def _end_bar(self, trial: Trial) -> None:
+        bar = self._bar_of.pop(trial.trial_id, None)
+        if bar is not None:
+            self._bars.remove_task(bar)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         # When Tune cannot read its state it logs that and begins a new run.
@@ -112,11 +183,17 @@ class Progress(Callback):
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        if (saved := trial.latest_checkpoint_result) and saved.checkpoint:
-            done = saved.metrics.get(ITERATION)
+        saved = trial.latest_checkpoint_result
+        done = saved.metrics.get(ITERATION, 0) if saved and saved.checkpoint else 0
+        if done:
             self._say(f"{trial}: goes on after iteration {done}, from {saved.checkpoint.path}")
         elif self._resumed:
             self._say(f"{trial}: has no checkpoint, starts from the beginning", "yellow")
+        else:
+            # Tune's tag is "0", or "1_margin=3,seed=0" at a point of a grid or a search.
+            point = trial.experiment_tag.partition("_")[2]
+            self._say(f"{trial}: started" + (f", {point}" if point else ""))
+        self._begin_bar(trial, done, 0)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -126,21 +203,37 @@ class Progress(Callback):
             self._warned.add(metric)
             hint = did_you_mean(metric, flat.keys())
             self._say(f"Stop criterion {metric!r} is not among the results so far{hint}", "yellow")
-        margin = len(str(trial)) if self._show_trials else 0
+        shown = dict(COLUMNS)
+        cells = row(flat, self._stop, time.monotonic() - self._began)
+        if self._show_trials:
+            del cells[list(shown).index(LEFT_OUT)], shown[LEFT_OUT]
+            shown = {("", "trial"): TRIAL_WIDTH} | shown
+            cells.insert(0, short_name(trial))
         if time.monotonic() - self._header_at > HEADER_EVERY_S:
             self._header_at = time.monotonic()
-            titles = (title.rjust(width) for title, width in COLUMN_WIDTHS.items())
-            self._say(" " * margin + "".join(titles), "bold")
-        cells = zip(row(flat, self._stop), COLUMN_WIDTHS.values(), strict=True)
-        line = "".join(f"  {value}".rjust(width) for value, width in cells)
-        self._say((str(trial) if self._show_trials else "") + line)
+            for line in zip(*shown, strict=True):
+                titles = map(str.rjust, line, shown.values())
+                self._say("".join(titles), "bold")
+        # A value that is too long for its column still stands apart from the one before.
+        padded = (f" {value}".rjust(w) for value, w in zip(cells, shown.values(), strict=True))
+        self._say("".join(padded))
+        self._end_bar(trial)
+        if seconds_left(flat, self._stop) != 0:
+            self._begin_bar(trial, flat.get(ITERATION, 0), flat.get("time_this_iter_s", 0))
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._end_bar(trial)
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        self._end_bar(trial)
         self._say(f"{trial}: failed", "red")
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
+        self._end_bar(trial)
         self._say(f"{trial}: failed {trial.num_failures} times, starts again", "yellow")

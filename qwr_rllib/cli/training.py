@@ -34,7 +34,7 @@ from qwr_rllib.cli.experiments import (
     read_file,
 )
 from qwr_rllib.cli.interruption import Interruption
-from qwr_rllib.cli.progress import RETURN, Progress, number
+from qwr_rllib.cli.progress import EVALUATION, RETURN, Progress, iteration_return, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.report import COMMANDS_FILE
@@ -132,6 +132,8 @@ def _quiet(verbosity: int) -> None:
         warnings.simplefilter("ignore")
         # What Tune logs as errors are the trials' failures, which `report` tells.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        for name in ("alembic", "mlflow"):  # which tell of each table of a new store
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _prepare_resume(experiments: list[Experiment]) -> dict[str, set[str]]:
@@ -174,6 +176,8 @@ def _ray_started(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 + num_trials // 10))
     # Workers have the current folder on their path anyway, and start faster without a hook.
     hook = modules.worker_setup() if modules.names or modules.folders != (os.getcwd(),) else None
+    for experiment in experiments:
+        _announce(experiment, console)
     try:
         context = ray.init(
             address=address or "local",
@@ -192,6 +196,29 @@ def _ray_started(
         yield
     finally:
         ray.shutdown()
+
+
+def _announce(experiment: Experiment, console: Console) -> None:
+    """Says what is started: the first iteration's line may be minutes away."""
+    config = experiment.tune_spec["config"]
+    ends = [f"{key} {value:g}" for key, value in experiment.stop.items()]
+    if (budget := experiment.tune_spec.get("time_budget_s")) is not None:
+        ends.append(f"time_budget_s {budget}")
+    trials = f"{experiment.num_trials} trials" if experiment.num_trials > 1 else "a trial"
+    needs = ", ".join(f"{amount:g} {name}" for name, amount in experiment.resources.items())
+    lines = [
+        f"{experiment.name}: {experiment.tune_spec['run'].__name__} on {config.get('env')}, "
+        f"until {' or '.join(ends) or 'Ctrl-C: no stop is given'}",
+        f"  {trials} of {needs}",
+        f"  results in {experiment.path}",
+    ]
+    if "n_critic_steps" in config:
+        counts = ("n_interactions", "n_critic_steps", "n_actor_steps")
+        lines[1] += "; an iteration: {} environment steps, {} critic and {} actor updates".format(
+            *(config[name] if isinstance(config[name], int) else "various" for name in counts)
+        )
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _reachable(address: str) -> str:
@@ -224,8 +251,6 @@ def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[li
     Returns:
         Its trials and the exit code.
     """
-    if not experiment.stop and "time_budget_s" not in experiment.tune_spec:
-        console.print(f"{experiment.name}: no stop is given, it runs until Ctrl-C")
     interruption = Interruption(console)
     show_trials = max(experiment.num_trials, len(resumed)) > 1
     progress = Progress(console, experiment.stop, show_trials, resumed)
@@ -234,7 +259,7 @@ def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[li
     sweep = experiment.sweep
     spec = experiment.spec_where(ray.cluster_resources().get("GPU", 0))
     try:
-        with interruption.installed():
+        with interruption.installed(), progress.shown():
             # Not `run_experiments`, which knows neither search algorithms nor limits.
             trials = tune.run(
                 TuneExperiment.from_json(experiment.name, spec),
@@ -243,7 +268,7 @@ def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[li
                 max_concurrent_trials=sweep.max_concurrent_trials,
                 reuse_actors=sweep.reuse_actors,
                 verbose=0,
-                callbacks=[progress, interruption],
+                callbacks=[progress, interruption, *experiment.loggers],
                 resume_config=resume_config,
                 raise_on_failed_trial=False,
             ).trials
@@ -270,13 +295,21 @@ def report(
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     say(f"Results: {experiment.path}")
-    last = {trial: flatten_dict(trial.last_result).get(RETURN, math.nan) for trial in trials}
+    scores = {}
     for trial in trials:
-        best = trial.metric_analysis.get(RETURN, {}).get("max")
-        say(f"{trial}: last return {number(last[trial])}, best {number(best)}")
+        last = iteration_return(flatten_dict(trial.last_result))
+        mean, evaluation = (trial.metric_analysis.get(name, {}) for name in (RETURN, EVALUATION))
+        scores[trial] = evaluation.get("last", math.nan if last is None else last)
+        line = f"{trial}: last return {number(last)}, of RLlib's 100 episodes"
+        line += f" {number(mean.get('last'))}, best {number(mean.get('max'))}"
+        if evaluation:
+            line += f"; evaluation {number(evaluation['last'])}, best {number(evaluation['max'])}"
+        say(line)
     checkpoints = {trial: trial.checkpoint for trial in trials if trial.checkpoint}
     if checkpoints:
-        best_trial = max(checkpoints, key=lambda trial: (not math.isnan(last[trial]), last[trial]))
+        best_trial = max(
+            checkpoints, key=lambda trial: (not math.isnan(scores[trial]), scores[trial])
+        )
         command = ["evaluate", checkpoints[best_trial].path]
         command += ["--file", str(modules_file)] if modules_file else []
         say(f"Evaluate: {_command(command)}")
