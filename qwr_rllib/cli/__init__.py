@@ -50,5 +50,7 @@ for _group in (rllib, qwr):
     _group.add_command(commands.train)
     _group.add_command(commands.evaluate)
 qwr.add_command(commands.report)
+qwr.add_command(commands.export)
+qwr.add_command(commands.push)
 qwr.add_command(commands.record)
 qwr.add_command(commands.theorem)
