@@ -120,6 +120,9 @@ class QWRConfig(AlgorithmConfig):
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True
         self.delay_between_env_runner_restarts_s = 1.0
+        # RLlib's 60 would kill workers whose environment is slow: a worker answers when it has
+        # its whole share of an iteration.
+        self.sample_timeout_s = 1800.0
 
     @override(AlgorithmConfig)
     def training(
@@ -288,6 +291,7 @@ class QWRConfig(AlgorithmConfig):
             _require_number(name, getattr(self, name), low, high, whole=True)
         _require_number("max_refused_fraction", self.max_refused_fraction, 0, 1)
         _require_positive("action_std", self.action_std)
+        _require_positive("sample_timeout_s", self.sample_timeout_s)
         if self.reward_clip is not None:
             _require_positive("reward_clip", self.reward_clip)
         for name in ("normalize_observations", "critic_post_gate_layer", "overlap_sampling"):
@@ -549,6 +553,7 @@ class QWR(Algorithm):
             config.rows_per_iteration,
             lambda: self.restore_env_runners(self.env_runner_group),
             config.env_runner_restore_timeout_s if config.restart_failed_env_runners else 0,
+            config.sample_timeout_s,
         )
         self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
         self.supervised = SupervisedReplay(self._start_replay, self.view, self.collector.resend)
@@ -636,9 +641,11 @@ class QWR(Algorithm):
             critic = self.learner.train_critic(self.view)
         with self._timers[ACTOR_TIMER]:
             actor = self.learner.train_actor(self.view)
+        # A worker that hangs must not be waited for below.
+        self.collector.wait()
         with self._timers[SYNCH_WORKER_WEIGHTS_TIMER]:
             # Waited for: the next rows are to come from these weights.
-            self.env_runner_group.sync_weights(timeout_seconds=None)
+            self.env_runner_group.sync_weights(timeout_seconds=self.config.sample_timeout_s)
         batch_size = self.config.train_batch_size
         self._counters[NUM_ENV_STEPS_TRAINED] += batch_size * self.config.n_critic_steps
         self._replay_metrics["samples_per_insert"] = (
@@ -875,6 +882,8 @@ class QWR(Algorithm):
 
     @override(Algorithm)
     def cleanup(self) -> None:
+        if hasattr(self, "collector"):
+            self.collector.wait()  # RLlib would wait for a worker that hangs, without a time-out
         super().cleanup()
         if hasattr(self, "supervised"):
             self.supervised.stop()

@@ -1,13 +1,19 @@
 """An environment that writes down what happened in it, and kills whom it is told to.
 
-Each step is a line ``episode step`` in a file of its process. Where a file ``kill`` exists, the
-step that finds it removes it and sends SIGKILL to the process that it names, or to its own.
+Each step is a line ``episode step`` in a file of its process. Files in its folder are orders:
+
+- ``kill``: the step that finds it removes it and sends SIGKILL to the process that it names, or to
+  its own.
+- ``hang``: the step that finds it removes it and does not return.
+- ``doomed``: every step that finds it kills its own process; ``stillborn``: every start does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,16 +28,25 @@ class Ledger(gym.Env):
 
     def __init__(self, config):
         self.folder = Path(config["folder"])
+        if (self.folder / "stillborn").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
         self.pages = (self.folder / f"steps-{os.getpid()}").open("a", buffering=1)
-        self.episode = os.getpid() * 16 % 2**23
 
     def _obs(self):
         return np.array([self.episode, self.t], np.float32)
 
     def reset(self, *, seed=None, options=None):
-        self.episode += 1
+        self.episode = self._new_episode()
         self.t = 0
         return self._obs(), {}
+
+    def _new_episode(self) -> int:
+        """A number that no other environment of the folder has: the length of a file."""
+        with (self.folder / "episodes").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
+            file.write(b".")
+            return file.tell()
 
     def step(self, action):
         self._obey()
@@ -42,6 +57,11 @@ class Ledger(gym.Env):
         return self._obs(), float(self.t), over and odd, over and not odd, {}
 
     def _obey(self):
+        if (self.folder / "doomed").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (self.folder / "hang").exists():
+            (self.folder / "hang").unlink()
+            time.sleep(10_000)
         try:
             order = (self.folder / "kill").read_text()
             (self.folder / "kill").unlink()

@@ -215,6 +215,49 @@ def test_the_slurm_script_starts_a_cluster_with_a_token(tmp_path, code):
     assert len((tmp_path / ".ray" / "auth_token").read_text()) == 64
 
 
+# Job b begins to make a token while job a does, and ends that when job a has started Ray.
+OD = """#!/bin/bash
+if [[ $JOB == a ]]; then
+  until [[ -e $HOME/began ]]; do sleep 0.05; done
+else
+  touch "$HOME/began"
+  until [[ -s $HOME/seen-a ]]; do sleep 0.05; done
+fi
+printf "$JOB%.0s" {1..64}
+"""
+
+
+def test_slurm_jobs_that_start_at_once_have_the_same_token(tmp_path):
+    stubs = {
+        "od": OD,
+        "scontrol": "#!/bin/bash\necho node1\n",
+        "srun": '#!/bin/bash\ncat "$RAY_AUTH_TOKEN_PATH" > "$HOME/seen-$JOB"\n',
+    }
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "16",
+    }
+    jobs = [subprocess.Popen([SCRIPT, "file.yaml"], env=environment | {"JOB": job}) for job in "ab"]
+    assert [job.wait(timeout=300) for job in jobs] == [0, 0]
+    assert (tmp_path / "seen-a").read_text() == (tmp_path / "seen-b").read_text() == "a" * 64
+    assert [path.name for path in (tmp_path / ".ray").iterdir()] == ["auth_token"]
+
+
+def test_nothing_is_run_that_was_just_downloaded():
+    piped = re.compile(r"(curl|wget)[^#\n]*\|\s*(sudo\s+)?(ba|z)?sh\b")
+    for path in CLUSTER.rglob("*"):
+        if path.is_file():
+            assert not piped.search(path.read_text()), path
+
+
 def test_the_slurm_script_says_how_it_is_used(tmp_path):
     done = subprocess.run([SCRIPT], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
     assert done.returncode == 2

@@ -17,7 +17,7 @@ from ray.tune.registry import register_env
 from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.replay.actor import Receipt
 from qwr_rllib.replay.refill import store_arrays
-from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.replay.storage import ReplayStorage, Slot
 from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.rollouts import collect, resend
@@ -46,11 +46,13 @@ def cluster():
     patch.undo()
 
 
-def tiny(folder: Path, num_env_runners: int = 0, **training) -> QWRConfig:
+def tiny(
+    folder: Path, num_env_runners: int = 0, sample_timeout_s: float = 600, **training
+) -> QWRConfig:
     return (
         QWRConfig()
         .environment("ledger", env_config={"folder": str(folder)})
-        .env_runners(num_env_runners=num_env_runners)
+        .env_runners(num_env_runners=num_env_runners, sample_timeout_s=sample_timeout_s)
         .debugging(seed=3)
         .training(**TINY | training)
     )
@@ -85,9 +87,21 @@ def assert_same_rows(lost: dict[str, np.ndarray], refilled: dict[str, np.ndarray
     np.testing.assert_array_equal(np.sort(lost["free"]), np.sort(refilled["free"]))
 
 
+def assert_ends(arrays: dict[str, np.ndarray]) -> None:
+    """Odd episodes are terminated by their last step, the others are cut there by a limit."""
+    rows = arrays["column_kind"] == Slot.ROW
+    episodes, times = arrays["column_obs"][rows].T
+    assert {0, 1} == set(episodes[times == 29] % 2)
+    np.testing.assert_array_equal(
+        arrays["column_terminateds"][rows], (times == 29) & (episodes % 2 == 1)
+    )
+
+
 def assert_nothing_lost(algo, folder: Path, environments: int = 1) -> None:
     """The replay has each step that was made, once, but for the one that RLlib is ahead."""
-    rows, steps = held(state(algo)), written(folder)
+    arrays = state(algo)
+    rows, steps = held(arrays), written(folder)
+    assert_ends(arrays)
     assert len(set(rows)) == len(rows)
     assert set(rows) < set(steps)
     assert len(steps) == len(rows) + environments
@@ -149,6 +163,43 @@ def test_the_only_rollout_worker_killed_while_it_samples(build, tmp_path):
     rows = held(state(algo))
     assert len(rows) == len(set(rows)) == 300
     assert set(rows) <= set(written(tmp_path))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_environment_that_hangs_is_killed_with_its_worker(build, tmp_path, caplog, overlap):
+    algo = build(num_env_runners=2, overlap_sampling=overlap, sample_timeout_s=10)
+    algo.train()
+    (tmp_path / "hang").touch()
+    for iteration in (2, 3):
+        result = algo.train()
+        assert result["num_env_steps_sampled_lifetime"] == 100 * iteration
+    assert not (tmp_path / "hang").exists()
+    assert "no answer within sample_timeout_s (10 s)" in caplog.text
+    rows = held(state(algo))
+    assert len(rows) == len(set(rows)) >= 300
+    assert set(rows) <= set(written(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ("doomed", r"brought no rows in 3 rounds \(worker 1: its process died\)"),
+        ("stillborn", r"died in 3 restarts \(worker 1: its process died\)"),
+    ],
+)
+def test_an_environment_that_always_ends_its_process_ends_the_run(build, tmp_path, order, message):
+    algo = build(num_env_runners=1)
+    algo.train()
+    (tmp_path / order).touch()
+    (tmp_path / "kill").touch()
+    with pytest.raises(RuntimeError, match=message + r".*worker-\*\.err in the logs of Ray's"):
+        algo.train()
+
+
+def test_environments_of_one_folder_number_their_episodes_as_one(tmp_path):
+    ledgers = [Ledger({"folder": tmp_path}) for _ in range(2)]
+    episodes = [int(ledger.reset()[0][0]) for _ in range(20) for ledger in ledgers]
+    assert len(set(episodes)) == 40
 
 
 class Slow:

@@ -699,12 +699,20 @@ def test_a_replay_of_other_rows_is_refused_whole(build, tmp_path):
 class Workers:
     """A group of rollout workers whose every answer is a refusal."""
 
-    def foreach_env_runner(self, job, **_):
-        return [Receipt(0, ["worker 1, episode 3: rewards must be finite"])]
+    _worker_manager = SimpleNamespace(_filter_calls_by_tag=lambda tag: ([], [], []))
+    asked = 0
+
+    def foreach_env_runner_async(self, job, **_):
+        self.asked += 1
+
+    def fetch_ready_async_reqs(self, **_):
+        answers = [(1, Receipt(0, ["worker 1, episode 3: rewards must be finite"]))] * self.asked
+        self.asked = 0
+        return answers
 
 
 def test_what_is_refused_when_it_is_sent_again_is_named():
-    collector = Collector(Workers(), 1, 10, lambda: None, 0)
+    collector = Collector(Workers(), 1, 10, lambda: None, 0, 1)
     replay = SimpleNamespace(
         call=lambda _: {"num_rows_inserted_lifetime": 0, "num_rows_refused_lifetime": 10}
     )
@@ -756,6 +764,7 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"replay_capacity": 999, "n_interactions": 1000},
          r"replay_capacity must be >= n_interactions \(1000\), got 999"),
         ({"n_interactions": 0}, "n_interactions must be an integer >= 1, got 0"),
+        ({"sample_timeout_s": 0}, "sample_timeout_s must be a number > 0, got 0"),
         ({"max_refused_fraction": 2}, r"max_refused_fraction must be a number in \[0, 1\], got 2"),
         ({"overlap_sampling": 1}, "overlap_sampling must be true or false, got 1"),
         ({"learner_threads": 0}, "learner_threads must be an integer >= 1, got 0"),
