@@ -1,6 +1,5 @@
 """The Algorithm on a real local Ray: counts, determinism, checkpoints, failures, bad input."""
 
-import itertools
 import os
 import random
 import shutil
@@ -16,7 +15,6 @@ import torch
 from gymnasium.envs.classic_control import PendulumEnv
 from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.policy.policy import Policy
 from ray.rllib.policy.sample_batch import convert_ma_batch_to_sample_batch
 from ray.tune.registry import register_env
@@ -807,25 +805,18 @@ def test_the_learner_has_the_cpus_of_its_process_and_acting_has_one():
         torch.set_num_threads(threads)
 
 
-def test_the_documented_defaults_are_these():
-    text = (Path(__file__).parents[1] / "docs/algorithm.md").read_text()
-    table = text[text.index("## Hyper-parameters") : text.index("RLlib's `lr`")]
-    config, known = QWRConfig(), {"none": None, "true": True, "false": False}
-    documented = set()
-    for line in table.splitlines():
-        if not line.startswith("| `"):
-            continue
-        names, values = (cell.strip() for cell in line.split("|")[1:3])
-        names, values = names.replace("`", "").split(", "), values.replace("`", "").split(", ")
-        documented |= set(names)
-        if names[0] in ("gamma", "model"):  # in words
-            continue
-        for name, value in itertools.zip_longest(names, values, fillvalue=values[-1]):
-            default = getattr(config, name)
-            number = isinstance(default, (int, float)) and not isinstance(default, bool)
-            assert (float(value) if number else known.get(value, value)) == default, name
-    own = vars(config).keys() - vars(AlgorithmConfig()).keys()
-    assert own <= documented
+def test_the_documented_settings_are_the_code_s(monkeypatch):
+    """docs/settings.md is what scripts/settings_table.py makes, and knows every setting."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    import settings_table
+
+    assert settings_table.tables() in settings_table.PAGE.read_text(), (
+        "run: python scripts/settings_table.py"
+    )
+    assert "| `replay_capacity` | `5000`; AWR `50000` | `int` |" in settings_table.tables()
+    monkeypatch.delitem(settings_table.GROUPS, "Data")
+    with pytest.raises(KeyError, match="max_refused_fraction"):
+        settings_table.tables()
 
 
 def test_evaluation_takes_the_mode():
