@@ -1,26 +1,38 @@
 """A trained policy in one file: raw observations in, the environment's actions out.
 
-Knows neither Ray nor Gymnasium. What is in a file is said by its metadata, a JSON object under
+Knows neither Ray nor Gymnasium. What a file holds is said by its metadata, a JSON object under
 :data:`METADATA_KEY`: see :func:`describe`.
+
+    onnx         a graph for ONNX Runtime, which needs neither torch nor this package to act
+    torchscript  the same for ``torch.jit.load``, in Python or C++
+    safetensors  the tensors alone, from which :func:`read` makes the policy again
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from qwr_rllib.learner import LearnerConfig
+from qwr_rllib.settings import networks_of
 from qwr_rllib.specs import Spec
 from qwr_rllib.versions import versions
 
 METADATA_KEY = "qwr_rllib"
+OBSERVATION, ACTION, BATCH = "observation", "action", "batch"
+"""Names of a graph's input, its output, and their first axis."""
+OPSET = 17
+"""Of the ONNX operators, by default; ONNX Runtime has them since 1.12."""
 # What `networks_of` reads; RLlib calls lambda_ "lambda".
 LEARNER_DEFAULTS = {
     name.rstrip("_"): field.default for name, field in LearnerConfig.__dataclass_fields__.items()
@@ -34,7 +46,7 @@ def describe(
     observation_space: Any,
     action_space: Any,
     config: Any,
-    env_steps: int,
+    env_steps: int | None,
     algorithm: str | None = None,
 ) -> dict[str, Any]:
     """What is known of a policy, as plain values that JSON can hold.
@@ -44,7 +56,7 @@ def describe(
         observation_space: the environment's, a Box.
         action_space: the environment's, Box or Discrete.
         config: the ``QWRConfig`` that it was trained with, or its dict.
-        env_steps: environment steps that it was trained for.
+        env_steps: environment steps that it was trained for; ``None`` if not known.
         algorithm: ``"QWR"``, ``"AWR"`` or ``"AWAC"``; by default what the config's parts make.
     """
     if algorithm is None:
@@ -84,8 +96,57 @@ def describe(
     }
 
 
+class DeployedPolicy(nn.Module):
+    """Acts as the algorithm does in evaluation: normalises, takes the mode, clips and scales.
+
+    Args:
+        state: :meth:`~qwr_rllib.networks.QWRNetworks.acting_state`.
+        about: :func:`describe`.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+        super().__init__()
+        self.about = about
+        shape = tuple(about["spec"]["obs_shape"])
+        spec = Spec(**about["spec"] | {"obs_shape": shape})
+        self.networks = networks_of(spec, LEARNER_DEFAULTS | about["config"], with_critic=False)
+        self.networks.load_state_dict(state)
+        self._action = action = about["action"]
+        self._dtype = getattr(torch, action["dtype"])
+        for bound in ("low", "high"):
+            self.register_buffer(bound, torch.tensor(action.get(bound, ()), dtype=self._dtype))
+        self.eval().requires_grad_(False)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Actions ``(k, *action's shape)`` for raw observations ``(k, *observation's shape)``."""
+        return self.to_env(self.networks.actor.mode(self.params(observation)))
+
+    def params(self, observation: Tensor) -> Tensor:
+        """Parameters of ``pi(.|s)``, finite ones for an observation with NaN, too."""
+        return self.networks.behaviour(observation).nan_to_num()
+
+    def to_env(self, actions: Tensor) -> Tensor:
+        """The environment's actions for the policy's, as RLlib's connectors make them."""
+        if "n" in self._action:
+            return actions.to(self._dtype)
+        actions = actions.reshape(-1, *self._action["shape"])
+        if self._action["scaled"]:
+            actions = self.low + (actions + 1.0) * (self.high - self.low) / 2.0
+        if self._action["scaled"] or self._action["clipped"]:
+            actions = actions.clamp(self.low, self.high)
+        return actions.to(self._dtype)
+
+    def example(self) -> Tensor:
+        """Two observations of zeros."""
+        observation = self.about["observation"]
+        return torch.zeros(2, *observation["shape"], dtype=getattr(torch, observation["dtype"]))
+
+
 def save(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes a policy as safetensors: the tensors that acting needs, and the metadata.
+    """Writes a policy as safetensors.
 
     Args:
         path: the file.
@@ -93,7 +154,76 @@ def save(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
         about: :func:`describe`.
     """
     # The learner's tensors are views into one vector.
-    own = {
-        name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()
-    }
+    own = {name: tensor.clone().contiguous() for name, tensor in state.items()}
     path.write_bytes(safetensors.torch.save(own, {METADATA_KEY: json.dumps(about)}))
+
+
+def read(path: Path) -> DeployedPolicy:
+    """The policy that :func:`save` wrote.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is no such file, or one of another release.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or not whole: {error}") from error
+    if METADATA_KEY not in metadata:
+        raise ValueError(
+            f"{path} is no policy of this package: its metadata have no {METADATA_KEY!r}"
+        )
+    try:
+        return DeployedPolicy(state, json.loads(metadata[METADATA_KEY]))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is a policy that this release cannot read: {error}") from error
+
+
+def save_safetensors(policy: DeployedPolicy, path: Path) -> None:
+    """Writes the tensors alone."""
+    save(path, policy.networks.acting_state(), policy.about)
+
+
+def save_torchscript(policy: DeployedPolicy, path: Path) -> None:
+    """Writes a traced module; its metadata are the extra file :data:`METADATA_KEY`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is not developed further
+        traced = torch.jit.trace(policy, policy.example())
+        torch.jit.save(traced, path, {METADATA_KEY: json.dumps(policy.about)})
+
+
+def save_onnx(policy: DeployedPolicy, path: Path, opset: int = OPSET) -> None:
+    """Writes an ONNX graph with any batch size; its metadata are among the model's properties.
+
+    Raises:
+        ModuleNotFoundError: if the package onnx is missing.
+    """
+    import onnx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            policy,
+            (policy.example(),),
+            str(path),
+            input_names=[OBSERVATION],
+            output_names=[ACTION],
+            dynamic_axes={name: {0: BATCH} for name in (OBSERVATION, ACTION)},
+            opset_version=opset,
+            # The other exporter needs onnxscript, takes ten times as long and makes the same graph.
+            dynamo=False,
+        )
+    model = onnx.load(path)
+    model.producer_name = METADATA_KEY
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(policy.about)})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+FORMATS: dict[str, Callable[[DeployedPolicy, Path], None]] = {
+    "onnx": save_onnx,
+    "torchscript": save_torchscript,
+    "safetensors": save_safetensors,
+}

@@ -791,6 +791,14 @@ class QWR(Algorithm):
             check_arrays(self.view.spec, self._replay_to_load)
 
     @override(Algorithm)
+    def export_policy_model(
+        self, export_dir: str, policy_id: str = DEFAULT_POLICY_ID, onnx: int | None = None
+    ) -> None:
+        """Writes the policy to deploy; see :meth:`QWRTorchPolicy.export_model`."""
+        env_steps = self._counters[NUM_ENV_STEPS_SAMPLED]
+        self.get_policy(policy_id).export_model(export_dir, onnx, env_steps)
+
+    @override(Algorithm)
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Becomes another trial in the same process, which Tune's ``reuse_actors`` asks for.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from ray.rllib.policy.view_requirement import ViewRequirement
 from ray.rllib.utils.annotations import override
 from torch import Tensor, nn
 
+from qwr_rllib.deployment import DeployedPolicy, describe, save_onnx, save_torchscript
 from qwr_rllib.envs import frame_stack_of
 from qwr_rllib.learner import Learner
 from qwr_rllib.networks import GaussianActor, QWRNetworks
@@ -241,6 +243,31 @@ class QWRTorchPolicy(TorchPolicyV2):
         raise NotImplementedError(
             "QWR alternates two regressions over a whole replay: use policy.learner.train(view)"
         )
+
+    @override(TorchPolicyV2)
+    def export_model(
+        self, export_dir: str, onnx: int | None = None, env_steps: int | None = None
+    ) -> None:
+        """Writes what ``qwr export`` writes: raw observations in, the environment's actions out.
+
+        Args:
+            export_dir: A folder; made where it is missing.
+            onnx: The version of ONNX's operators, for ``model.onnx``; without one ``model.pt`` is
+                written, as TorchScript.
+            env_steps: That the policy was trained for, for the file's metadata.
+
+        Raises:
+            ModuleNotFoundError: if ``onnx`` is given and the package is missing.
+        """
+        folder = Path(export_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        spaces = self.observation_space, self.action_space
+        about = describe(self.spec, *spaces, self.config, env_steps)
+        policy = DeployedPolicy(self.networks.acting_state(), about)
+        if onnx:
+            save_onnx(policy, folder / "model.onnx", onnx)
+        else:
+            save_torchscript(policy, folder / "model.pt")
 
     @override(TorchPolicyV2)
     def get_weights(self) -> dict[str, np.ndarray]:

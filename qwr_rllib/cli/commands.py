@@ -11,7 +11,12 @@ from typing import Any
 
 import click
 
-from qwr_rllib.cli.errors import ConfigError, require_file, require_folder
+from qwr_rllib.cli.errors import (
+    ConfigError,
+    require_file,
+    require_folder,
+    require_folder_of,
+)
 from qwr_rllib.cli.options import JsonObject, with_options
 
 # What every way to start a training has.
@@ -128,6 +133,27 @@ def record(checkpoint: Path, **options: Any) -> None:
     from qwr_rllib.cli import recording
 
     recording.record(checkpoint, **options)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["onnx", "torchscript", "safetensors"]),
+              required=True, help="What to write.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              metavar="FILE", help="Where; a file that is there is replaced.")  # fmt: skip
+@click.option("--file", "modules_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="The training's YAML or Python file, for the modules it needs.")  # fmt: skip
+def export(checkpoint: Path, out: Path, **options: Any) -> None:
+    """Write a checkpoint's policy as one file that acts without Ray and this package.
+
+    It takes raw observations and returns the environment's actions, those of `evaluate`.
+    CHECKPOINT is as there. Neither Ray nor an environment is started.
+    """
+    require_folder(checkpoint, "checkpoint")
+    require_folder_of(out)
+    from qwr_rllib.cli import exporting
+
+    exporting.export(checkpoint, out=out, **options)
 
 
 @click.command()

@@ -147,8 +147,8 @@ def find_checkpoint(path: Path) -> Path:
     return max(inside, key=lambda found: (found.parent.stat().st_mtime, found.name))
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
-    """The algorithm, its config with that of its evaluation, and the policy.
+def read_algorithm(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, dict[str, Any]]:
+    """The algorithm, its config and what else its state has.
 
     Raises:
         ConfigError: It is truncated, of an unknown kind, or of several agents.
@@ -163,17 +163,31 @@ def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig,
         config = state["ctor_args_and_kwargs"][0][0] if new_stack else state["config"]
         if isinstance(config, dict):
             config = AlgorithmConfig.from_state(config)
-        if config.is_multi_agent:
-            raise ConfigError(f"{checkpoint} is of several agents, which is not supported")
-        config = config.get_evaluation_config_object() or config.copy(copy_frozen=False)
-        agent = NewStackAgent(checkpoint) if new_stack else OldStackAgent(checkpoint)
-    except ConfigError:
-        raise
     except Exception as error:
-        raise ConfigError(
-            f"cannot load checkpoint {checkpoint}: {type(error).__name__}: {error}"
-        ) from error
+        raise _unreadable(checkpoint, error) from error
+    if config.is_multi_agent:
+        raise ConfigError(f"{checkpoint} is of several agents, which is not supported")
+    return algorithm, config, state
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
+    """The algorithm, its config with that of its evaluation, and the policy.
+
+    Raises:
+        ConfigError: see :func:`read_algorithm`.
+    """
+    algorithm, config, state = read_algorithm(checkpoint)
+    try:
+        config = config.get_evaluation_config_object() or config.copy(copy_frozen=False)
+        new_stack = "ctor_args_and_kwargs" in state
+        agent = NewStackAgent(checkpoint) if new_stack else OldStackAgent(checkpoint)
+    except Exception as error:
+        raise _unreadable(checkpoint, error) from error
     return algorithm, config, agent
+
+
+def _unreadable(checkpoint: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"cannot load checkpoint {checkpoint}: {type(error).__name__}: {error}")
 
 
 def play(
