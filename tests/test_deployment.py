@@ -23,7 +23,7 @@ from safetensors import safe_open
 import qwr_rllib
 from qwr_rllib import QWR, AWRConfig, QWRConfig
 from qwr_rllib.cli import qwr
-from qwr_rllib.cli.evaluation import load_checkpoint, make_env
+from qwr_rllib.cli.evaluation import load_checkpoint, load_exported, make_env
 from qwr_rllib.deployment import FORMATS, METADATA_KEY, DeployedPolicy, describe, read
 from qwr_rllib.qwr_torch_policy import spec_of
 from qwr_rllib.settings import networks_of
@@ -159,6 +159,11 @@ def test_a_file_is_evaluated_and_exported_as_its_checkpoint(checkpoints, exporte
     result = run("export", exported[kind, "safetensors"], "--format", "onnx", "--out", out)
     assert result.exit_code == 0, result.output
     assert out.read_bytes() == exported[kind, "onnx"].read_bytes()
+
+
+def test_a_file_is_evaluated_in_the_environment_of_evaluations(exported):
+    config = load_exported(exported["image", "safetensors"])[1]
+    assert config.env_config == {"game": "pong", "evaluation": True}
 
 
 def test_rllibs_own_export_writes_the_same(checkpoints, played):

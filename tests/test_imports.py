@@ -30,7 +30,7 @@ def test_the_learner_needs_no_ray_and_the_formulas_nothing_of_ours():
 for name in "specs", "losses":
     importlib.import_module(f"qwr_rllib.{name}")
     print(*sorted(each for each in sys.modules if each.startswith("qwr_rllib.")))
-names = "networks", "gradients", "kernels", "learner", "settings", "theorem"
+names = "networks", "gradients", "kernels", "learner", "settings", "deployment", "theorem"
 for name in *names, "replay.storage", "replay.view", "replay.refill", "replay.fragments":
     importlib.import_module(f"qwr_rllib.{name}")
 """)

@@ -51,5 +51,6 @@ for _group in (rllib, qwr):
     _group.add_command(commands.evaluate)
 qwr.add_command(commands.report)
 qwr.add_command(commands.export)
+qwr.add_command(commands.push)
 qwr.add_command(commands.record)
 qwr.add_command(commands.theorem)

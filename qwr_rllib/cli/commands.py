@@ -14,10 +14,10 @@ import click
 from qwr_rllib.cli.errors import (
     ConfigError,
     require_file,
-    require_folder,
     require_folder_of,
 )
 from qwr_rllib.cli.options import JsonObject, with_options
+from qwr_rllib.cli.policies import located
 
 # What every way to start a training has.
 RUN_OPTIONS = [
@@ -106,9 +106,11 @@ def evaluate(checkpoint: Path, **options: Any) -> None:
     """Play episodes with a checkpoint's policy, acting without exploration.
 
     CHECKPOINT is a checkpoint's folder, or that of a Tune trial or experiment: then the last
-    checkpoint in it is taken. No Ray is started and no GPU is used.
+    checkpoint in it is taken. Or a policy alone: pretrained:NAME, which comes with the package,
+    hf:OWNER/REPO[@REVISION] of the Hugging Face Hub, or FILE.safetensors of `qwr export`. No Ray
+    is started and no GPU is used.
     """
-    require_folder(checkpoint, "checkpoint")
+    checkpoint = located(checkpoint)
     from qwr_rllib.cli import evaluation
 
     evaluation.evaluate(checkpoint, **options)
@@ -129,7 +131,7 @@ def record(checkpoint: Path, **options: Any) -> None:
     the parameters of the policy that acted where they are known (QWR, AWR, AWAC). It is written
     when all episodes are played, whole or not at all.
     """
-    require_folder(checkpoint, "checkpoint")
+    checkpoint = located(checkpoint)
     from qwr_rllib.cli import recording
 
     recording.record(checkpoint, **options)
@@ -149,11 +151,31 @@ def export(checkpoint: Path, out: Path, **options: Any) -> None:
     It takes raw observations and returns the environment's actions, those of `evaluate`.
     CHECKPOINT is as there. Neither Ray nor an environment is started.
     """
-    require_folder(checkpoint, "checkpoint")
+    checkpoint = located(checkpoint)
     require_folder_of(out)
     from qwr_rllib.cli import exporting
 
     exporting.export(checkpoint, out=out, **options)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="OWNER/REPO")
+@click.option("--episodes", type=click.IntRange(2), default=10, show_default=True, metavar="N",
+              help="Of the evaluation that the card tells.")  # fmt: skip
+@click.option("--private", is_flag=True, help="A repository that is made is private.")
+@click.option("--video", is_flag=True, help="Film the first episode.")
+@with_options(CHECKPOINT_OPTIONS)
+def push(checkpoint: Path, **options: Any) -> None:
+    """Publish a checkpoint's policy on the Hugging Face Hub, with a card.
+
+    CHECKPOINT is as in `evaluate`, which plays what was pushed as hf:OWNER/REPO. The repository
+    is made where it is missing. You are who `hf auth login` or HF_TOKEN says.
+    """
+    checkpoint = located(checkpoint)
+    from qwr_rllib.cli import publishing
+
+    publishing.push(checkpoint, **options)
 
 
 @click.command()

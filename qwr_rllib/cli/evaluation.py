@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.wrappers import RecordVideo
 from packaging.version import Version
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -31,8 +32,10 @@ from ray.rllib.utils.policy import local_policy_inference
 from rich.console import Console
 from rich.table import Table
 
+from qwr_rllib import AWAC, AWR, QWR
 from qwr_rllib.cli.errors import ConfigError, require_folder, require_folder_of
 from qwr_rllib.cli.experiments import make_env, read_file
+from qwr_rllib.deployment import read
 from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 
 NEW_STACK = Version("2.0")
@@ -124,7 +127,43 @@ class NewStackAgent:
         )
 
 
-Agent = OldStackAgent | NewStackAgent
+class ExportedAgent:
+    """A policy that was exported as safetensors."""
+
+    def __init__(self, path: Path) -> None:
+        self._policy = read(path)
+        self.about = self._policy.about
+        shapes = [tuple(self.about[name]["shape"]) for name in ("observation", "action")]
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, shapes[0])
+        actions = self.about["action"].get("n")
+        self.action_space = (
+            gym.spaces.Discrete(actions) if actions else gym.spaces.Box(-np.inf, np.inf, shapes[1])
+        )
+
+    def reset(self, observation: Any) -> None:
+        self._observation = observation
+
+    def act(self, explore: bool = False) -> Any:
+        with torch.inference_mode():
+            params = self._policy.params(_batch(self._observation))
+            actor = self._policy.networks.actor
+            actions = actor.sample(params) if explore else actor.mode(params)
+            return self._policy.to_env(actions).numpy()[0]
+
+    def behaviour(self, observation: Any) -> np.ndarray:
+        """The parameters of the distribution that exploring samples."""
+        with torch.inference_mode():
+            return self._policy.networks.behaviour(_batch(observation)).numpy()[0]
+
+    def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
+        self._observation = observation
+
+
+def _batch(observation: Any) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(observation)[np.newaxis])
+
+
+Agent = OldStackAgent | NewStackAgent | ExportedAgent
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -168,6 +207,23 @@ def read_algorithm(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, 
     if config.is_multi_agent:
         raise ConfigError(f"{checkpoint} is of several agents, which is not supported")
     return algorithm, config, state
+
+
+def load_exported(path: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
+    """The algorithm, the config of its environment, and the policy of a file.
+
+    Raises:
+        ConfigError: It is no policy, or not whole.
+    """
+    try:
+        agent = ExportedAgent(path)
+    except ValueError as error:
+        raise ConfigError(error) from error
+    about = agent.about
+    algorithm = {each.__name__: each for each in (QWR, AWR, AWAC)}[about["algorithm"]]
+    config = algorithm.get_default_config()
+    config.environment(about["env"], env_config=about["env_config"])
+    return algorithm, config.get_evaluation_config_object() or config, agent
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
@@ -271,10 +327,14 @@ def opened(
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # The policy is built on a GPU where there is one.
     if modules_file:
         read_file(modules_file)
-    found = find_checkpoint(checkpoint)
-    if found != checkpoint.resolve():
-        console.print(f"Last checkpoint: {found}", soft_wrap=True, highlight=False)
-    algorithm, config, agent = load_checkpoint(found)
+    if checkpoint.suffix == ".safetensors":
+        found = checkpoint
+        algorithm, config, agent = load_exported(found)
+    else:
+        found = find_checkpoint(checkpoint)
+        if found != checkpoint.resolve():
+            console.print(f"Last checkpoint: {found}", soft_wrap=True, highlight=False)
+        algorithm, config, agent = load_checkpoint(found)
     if algo and algo.rpartition(":")[2] != algorithm.__name__:
         raise ConfigError(f"{found} is of {algorithm.__name__}, not {algo}")
     if env:
@@ -285,6 +345,7 @@ def opened(
         config.env_config = config.env_config | {"render_mode": "rgb_array"}
         if "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame opens it, to be silent
     environment = make_env(algorithm, config)
     for kind in ("observation_space", "action_space"):
         learned, given = getattr(agent, kind), getattr(environment, kind)

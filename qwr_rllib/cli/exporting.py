@@ -12,18 +12,23 @@ from ray.rllib.policy.policy import PolicySpec
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.evaluation import find_checkpoint, read_algorithm
 from qwr_rllib.cli.experiments import read_file
-from qwr_rllib.deployment import FORMATS, DeployedPolicy, describe
+from qwr_rllib.deployment import FORMATS, DeployedPolicy, describe, read
 from qwr_rllib.envs import frame_stack_of
 from qwr_rllib.qwr import QWR
 from qwr_rllib.qwr_torch_policy import spec_of
 
 
 def read_policy(checkpoint: Path) -> DeployedPolicy:
-    """The policy of a checkpoint of QWR, AWR or AWAC, without an environment, learner or Ray.
+    """The policy of a file, or of a checkpoint of QWR, AWR or AWAC, without learner or Ray.
 
     Raises:
         ConfigError: It cannot be read, or is of another algorithm.
     """
+    if checkpoint.suffix == ".safetensors":
+        try:
+            return read(checkpoint)
+        except ValueError as error:
+            raise ConfigError(error) from error
     algorithm, config, state = read_algorithm(checkpoint)
     if not issubclass(algorithm, QWR):
         raise ConfigError(
@@ -53,8 +58,8 @@ def export(checkpoint: Path, kind: str, out: Path, modules_file: Path | None) ->
     """``qwr export``."""
     if modules_file:
         read_file(modules_file)
-    found = find_checkpoint(checkpoint)
-    policy = read_policy(found)
+    exported = checkpoint.suffix == ".safetensors"
+    policy = read_policy(checkpoint if exported else find_checkpoint(checkpoint))
     try:
         FORMATS[kind](policy, out)
     except ModuleNotFoundError as error:
