@@ -55,8 +55,6 @@ def described() -> dict[str, tuple[str, str]]:
     hints = get_type_hints(LearnerConfig) | get_type_hints(QWRConfig.training)
     qualifier = re.compile(r"\b[a-z]\w*\.|<class '|'>")
     types = {name: qualifier.sub("", str(hint)) for name, hint in hints.items()}
-        name: re.sub(r"\b[a-z]\w*\.|<class '|'>", "", str(hint)) for name, hint in hints.items()
-    }
     found = dict(RLLIB)
     body = ast.parse(textwrap.dedent(inspect.getsource(LearnerConfig))).body[0].body
     for field, text in itertools.pairwise(body):
