@@ -608,7 +608,8 @@ class Learner:
 
     def _normalized(self, view: ReplayView, slots: Tensor) -> Tensor:
         """What the networks take for the states in ``slots``; the next call may overwrite it."""
-        if not view.spec.image or self._image_kernel is None:
+        bytes_ = view.spec.image and view.spec.obs_dtype == "uint8"
+        if not bytes_ or self._image_kernel is None:
             return self.networks.normalize(view.observations(slots))
         frames = view.columns["obs"]
         if view.spec.frame_stack > 1:

@@ -18,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from qwr_rllib import spaces
 from qwr_rllib.envs import ATARI, LIFE_LOST, frame_stack_of, make_atari
 from qwr_rllib.learner import Learner
 from qwr_rllib.networks import QWRNetworks
@@ -41,25 +42,21 @@ def make_env(config: Mapping[str, Any], evaluation: bool = False) -> gym.Env:
     env_config = dict(config["env_config"])
     if config["env"] == ATARI:
         return make_atari(env_config | {"evaluation": evaluation})
-    return gym.make(config["env"], **env_config)
+    return spaces.fitted(gym.make(config["env"], **env_config))
 
 
 def spec_of(env: gym.Env, config: Mapping[str, Any]) -> Spec:
-    """The shapes of an environment with Box observations and Box or Discrete actions.
+    """The shapes of an environment's spaces.
 
     Raises:
-        ValueError: for other spaces, naming them.
+        ValueError: for spaces that QWR does not take, and actions without bounds.
     """
-    observed, acted = env.observation_space, env.action_space
-    if not isinstance(observed, gym.spaces.Box):
-        raise ValueError(f"training without Ray takes Box observations, got {observed}")
-    image = observed.dtype == np.uint8 and len(observed.shape) == 3
-    dtype, stack = "uint8" if image else "float32", frame_stack_of(config)
-    if isinstance(acted, gym.spaces.Discrete):
-        return Spec(observed.shape, dtype, int(acted.n), True, stack)
-    if not isinstance(acted, gym.spaces.Box) or not acted.is_bounded():
-        raise ValueError(f"training without Ray takes Discrete or bounded Box actions, got {acted}")
-    return Spec(observed.shape, dtype, int(np.prod(acted.shape)), False, stack)
+    spec = spaces.spec_of(env.observation_space, env.action_space, frame_stack_of(config))
+    if isinstance(env.action_space, gym.spaces.Box) and not env.action_space.is_bounded():
+        raise ValueError(
+            f"training without Ray takes Discrete or bounded Box actions, got {env.action_space}"
+        )
+    return spec
 
 
 class Runner:

@@ -83,7 +83,8 @@ class ImageEncoder(nn.Sequential):
             if min(size) < 1:
                 raise ValueError(
                     f"an image observation must be large enough for model.conv_filters "
-                    f"{[list(each) for each in conv_filters]}, got {tuple(obs_shape)}"
+                    f"{[list(each) for each in conv_filters]}, got {tuple(obs_shape)}; "
+                    "gymnasium.wrappers.FlattenObservation makes it a vector"
                 )
             layers += [nn.Conv2d(channels, filters, (height, width), stride), nn.ReLU(inplace=True)]
             channels = filters
@@ -486,7 +487,9 @@ class QWRNetworks(nn.Module):
             images = obs.reshape(-1, *shape)
             if channels_first(shape) != tuple(shape):
                 images = images.permute(0, 3, 1, 2)
-            return to_blocks(images, self.blocks).float()
+            images = to_blocks(images, self.blocks).float()
+            full = self._spec.image_max or 255
+            return images if full == 255 else images * (255 / full)
         batch = obs.shape[: obs.dim() - len(shape)]
         return self.normalizer(obs.float()).reshape(*batch, math.prod(shape))
 

@@ -19,11 +19,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.vector.utils import batch_space, iterate
 from ray.rllib.offline.json_reader import from_json_data
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID, MultiAgentBatch, SampleBatch
 
 from qwr_rllib.names import did_you_mean
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
+from qwr_rllib.spaces import is_flattened
 from qwr_rllib.specs import Spec
 
 logger = logging.getLogger("ray.rllib.qwr")
@@ -327,7 +330,7 @@ def _minari_dataset(name: str, folder: Path | None) -> Dataset:
     try:
         found = minari.load_dataset(name) if folder is None else minari.MinariDataset(folder)
         env_spec = found.env_spec
-        spaces = found.observation_space, found.action_space
+        space, action_space = found.observation_space, found.action_space
     except FileNotFoundError:
         known = list(minari.list_local_datasets())
         raise ValueError(
@@ -338,15 +341,22 @@ def _minari_dataset(name: str, folder: Path | None) -> Dataset:
     except Exception as error:
         raise ValueError(f"data set {name} cannot be read: {_one_line(error)}") from error
     env_id = env_spec.id if env_spec is not None else None
-    return Dataset(name, env_id, *spaces, False, _minari_episodes(name, found))
+    episodes = _minari_episodes(name, found, space if is_flattened(space) else None)
+    space = flatten_space(space) if is_flattened(space) else space
+    return Dataset(name, env_id, space, action_space, False, episodes)
 
 
-def _minari_episodes(name: str, found: Any) -> Iterator[Episode]:
+def _minari_episodes(name: str, found: Any, flattened: gym.Space | None) -> Iterator[Episode]:
+    """Its episodes; observations of the space ``flattened`` become vectors."""
     episodes = found.iterate_episodes()
     for index in found.episode_indices:
         where = f"data set {name}: episode {index}"
         try:
             episode = next(episodes)
+            observations = episode.observations
+            if flattened is not None:
+                states = iterate(batch_space(flattened), observations)
+                observations = np.stack([np.asarray(flatten(flattened, each)) for each in states])
         except Exception as error:  # of h5py, of pyarrow, of the decoding
             raise ValueError(f"{where} cannot be read: {_one_line(error)}") from error
         steps = len(episode.rewards)
@@ -354,7 +364,7 @@ def _minari_episodes(name: str, found: Any) -> Iterator[Episode]:
             early = np.flatnonzero(np.asarray(getattr(episode, kind))[:-1])
             if len(early):
                 raise ValueError(f"{where} goes on after {kind[:-1]} at step {early[0]} of {steps}")
-        lengths = [len(episode.observations), len(episode.actions), len(episode.terminations)]
+        lengths = [len(observations), len(episode.actions), len(episode.terminations)]
         if lengths != [steps + 1, steps, steps]:
             raise ValueError(
                 f"{where} has {steps} rewards, {lengths[0]} observations (one more is right), "
@@ -363,7 +373,7 @@ def _minari_episodes(name: str, found: Any) -> Iterator[Episode]:
         mu = (episode.infos or {}).get(MU_KEY)
         yield Episode(
             f"episode {index}",
-            np.asarray(episode.observations),
+            np.asarray(observations),
             np.asarray(episode.actions),
             np.asarray(episode.rewards),
             bool(steps and episode.terminations[-1]),

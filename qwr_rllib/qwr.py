@@ -52,12 +52,15 @@ from qwr_rllib.metrics import RunMetrics
 from qwr_rllib.names import did_you_mean, from_mapping
 from qwr_rllib.networks import ACTIVATIONS, IMAGE_NETWORKS, ImageNetwork
 from qwr_rllib.offline import OfflineConfig, load
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy, spec_of
+from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 from qwr_rllib.replay.actor import ReplayActor
 from qwr_rllib.replay.storage import ReplayStorage, check_arrays, memory_bytes
 from qwr_rllib.replay.supervisor import SupervisedReplay
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.settings import learner_config, networks_of
+from qwr_rllib.spaces import check_actions, fitted, spec_of
+from qwr_rllib.specs import Spec
+from qwr_rllib.unused_keys import UNUSED, UNUSED_MODEL, refuse, unchanged
 from qwr_rllib.versions import versions
 
 # Below RLlib's logger: its handler and the config's log_level apply.
@@ -227,6 +230,9 @@ class QWRConfig(AlgorithmConfig):
             This updated config.
         """
         own = {name: value for name, value in locals().items() if name in vars(self)}
+        if isinstance(model := kwargs.get("model"), dict):
+            for name in model.keys() - unchanged(model, self.model, UNUSED_MODEL):
+                refuse(name, model[name], UNUSED_MODEL, "model.")
         super().training(**kwargs)
         for name, value in own.items():
             if value is not NotProvided:
@@ -235,18 +241,29 @@ class QWRConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict) -> QWRConfig:
-        """As the parent's, but an unknown key is an error instead of a new attribute.
+        """As the parent's, but a key that is unknown or does nothing is an error.
 
         Raises:
-            ValueError: naming the key and the nearest known one.
+            ValueError: naming the key and the nearest known one, or what to set instead.
         """
-        known = vars(self).keys() | self.to_dict().keys() | {"multiagent", "class"}
-        for key in config_dict:
+        now = self.to_dict()
+        known = vars(self).keys() | now.keys() | UNUSED.keys() | {"multiagent", "class"}
+        given = dict(config_dict.items())  # RLlib passes configs, too
+        for key in given:
             # "class" and "_..." are RLlib's and Tune's own bookkeeping.
             if key.startswith("_") or self._translate_special_keys(key, False) in known:
                 continue
             raise ValueError(f"unknown config key {key!r}{did_you_mean(key, known)}")
-        return super().update_from_dict(config_dict)
+        # The others are set as attributes, which refuses what does nothing.
+        same = unchanged(given, now)
+        chosen = {key: value for key, value in given.items() if key not in same}
+        return super().update_from_dict(chosen)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # The last that RLlib's own constructor sets: what comes after is of a user.
+        if hasattr(self, "_is_frozen"):
+            refuse(key, value)
+        super().__setattr__(key, value)
 
     @override(AlgorithmConfig)
     def validate(self) -> None:
@@ -255,6 +272,14 @@ class QWRConfig(AlgorithmConfig):
         Raises:
             ValueError: one line with the key, its value and what is allowed.
         """
+        if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
+            raise ValueError(
+                "QWR runs on RLlib's old API stack: its rollout workers and its policy are of that "
+                "one, and its learner is no RLlib Learner; leave api_stack(), "
+                "enable_rl_module_and_learner and enable_env_runner_and_connector_v2 out"
+            )
+        if self.framework_str != "torch":
+            raise ValueError(f"framework must be 'torch', got {self.framework_str!r}")
         learner_config(self)
         for name, low, high in (
             ("n_interactions", 1, None),
@@ -297,8 +322,6 @@ class QWRConfig(AlgorithmConfig):
                 "rollout_fragment_length must be 'auto' (it follows from n_interactions), "
                 f"got {self.rollout_fragment_length!r}"
             )
-        if self.lr != AlgorithmConfig().lr:
-            raise ValueError(f"lr has no effect, set critic_lr and actor_lr; got {self.lr!r}")
         if self.observation_filter != "NoFilter":
             raise ValueError(
                 "observation_filter must be 'NoFilter' (normalize_observations has the effect), "
@@ -326,9 +349,9 @@ class QWRConfig(AlgorithmConfig):
         known = MODEL_DEFAULTS.keys()
         for name in self.model.keys() - known:
             raise ValueError(f"unknown key model.{name}{did_you_mean(name, known)}")
-        for name in ("use_lstm", "use_attention", "custom_model", "custom_action_dist"):
-            if self.model.get(name):
-                raise ValueError(f"model.{name} has no effect here, got {self.model[name]!r}")
+        for name in UNUSED_MODEL.keys() & self.model.keys():
+            if self.model[name] != MODEL_DEFAULTS[name]:
+                refuse(name, self.model[name], UNUSED_MODEL, "model.")
         for name in ("fcnet_hiddens", "post_fcnet_hiddens"):
             widths = self.model.get(name)
             if name == "post_fcnet_hiddens" and not widths:
@@ -346,8 +369,6 @@ class QWRConfig(AlgorithmConfig):
                 f"model.fcnet_activation must be one of {', '.join(ACTIVATIONS)}, "
                 f"got {self.model.get('fcnet_activation')!r}"
             )
-        if self.enable_rl_module_and_learner or self.enable_env_runner_and_connector_v2:
-            raise ValueError("QWR runs on RLlib's old API stack; leave api_stack() as it is")
         super().validate()
 
     @property
@@ -364,10 +385,34 @@ class QWRConfig(AlgorithmConfig):
         """Checks that there are networks and a learner for an environment's spaces.
 
         Raises:
-            ValueError: naming the space.
+            ValueError: naming the space, or a setting that has no effect with it.
         """
         spec = spec_of(observation_space, action_space, frame_stack_of(self))
+        check_actions(action_space, self)
+        self.check_effect(spec)
         Learner(networks_of(spec, self), dataclasses.replace(learner_config(self), compile=False))
+
+    def check_effect(self, spec: Spec) -> None:
+        """Checks that what was changed from its default has an effect in the environment.
+
+        Raises:
+            ValueError: naming the setting that has none.
+        """
+        default = type(self)()
+
+        def unused(name: str, where: str, hint: str = "") -> None:
+            settings, defaults = (vars(each) | each.model for each in (self, default))
+            if settings[name] != defaults[name]:
+                name = f"model.{name}" if name in self.model else name
+                raise ValueError(f"{name} has no effect with {where}{hint}")
+
+        if spec.discrete:
+            unused("action_std", "discrete actions: they are sampled by their probabilities")
+        if spec.image:
+            unused("fcnet_hiddens", "images", ": set model.post_fcnet_hiddens")
+        else:
+            for name in ("conv_filters", "post_fcnet_hiddens"):
+                unused(name, "observations that are vectors", ": set model.fcnet_hiddens")
 
     def offline_config(self) -> OfflineConfig | None:
         """The checked ``offline``; ``None`` where all data is collected.
@@ -473,13 +518,21 @@ class QWR(Algorithm):
         if env_id is None:
             return env_id, creator
         return env_id, lambda context: require_observation_shape(
-            creator(context), context.worker_index
+            fitted(creator(context)), context.worker_index
         )
 
     @override(Algorithm)
     def setup(self, config: QWRConfig) -> None:
         super().setup(config)
         policy = self.get_policy()
+        config.check_effect(policy.spec)
+        if isinstance(policy.action_space, gym.spaces.Box) and not policy.action_space.is_bounded():
+            logger.warning(
+                "%s has no bounds: actions go to the environment as the policy samples them, at "
+                "first with mean 0 and standard deviation %s.",
+                policy.action_space,
+                config.action_std,
+            )
         if config.learner_threads == "auto":
             runners = config.num_env_runners * config.num_cpus_per_env_runner
             runners *= not config.overlap_sampling

@@ -24,7 +24,7 @@ from qwr_rllib.networks import GaussianActor, QWRNetworks
 from qwr_rllib.replay.storage import Fragment, ReplayStorage
 from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.settings import learner_config, networks_of
-from qwr_rllib.specs import Spec
+from qwr_rllib.spaces import check_actions, spec_of
 
 # What is collected of an environment step; RLlib drops what no view requirement names.
 COLLECTED = (
@@ -38,32 +38,6 @@ COLLECTED = (
     SampleBatch.T,
 )
 NEXT_INFOS = "next_infos"
-
-
-def spec_of(observation_space: gym.Space, action_space: gym.Space, frame_stack: int = 1) -> Spec:
-    """The shapes of an environment's spaces.
-
-    Raises:
-        ValueError: for spaces that QWR cannot work with, naming them.
-    """
-    if not isinstance(observation_space, gym.spaces.Box):
-        raise ValueError(f"QWR needs a Box observation space, got {observation_space}")
-    dtype = observation_space.dtype
-    assert dtype is not None
-    obs_dtype = "uint8" if dtype == np.uint8 else "float32"
-    shape = observation_space.shape
-    if frame_stack > 1 and (len(shape) < 2 or shape[0] != frame_stack):
-        raise ValueError(
-            f"frame_stack must be the first of an observation's axes, got {frame_stack} for "
-            f"observations of shape {shape}"
-        )
-    if isinstance(action_space, gym.spaces.Discrete):
-        if action_space.start != 0:
-            raise ValueError(f"QWR needs discrete actions that start at 0, got {action_space}")
-        return Spec(shape, obs_dtype, int(action_space.n), True, frame_stack)
-    if isinstance(action_space, gym.spaces.Box):
-        return Spec(shape, obs_dtype, int(np.prod(action_space.shape)), False, frame_stack)
-    raise ValueError(f"QWR needs a Box or Discrete action space, got {action_space}")
 
 
 class QWRTorchModel(TorchModelV2, nn.Module):
@@ -122,6 +96,7 @@ class QWRTorchPolicy(TorchPolicyV2):
         self, observation_space: gym.Space, action_space: gym.Space, config: dict[str, Any]
     ) -> None:
         self.spec = spec_of(observation_space, action_space, frame_stack_of(config))
+        check_actions(action_space, config)
         self.learner: Learner | None = None
         # A seeded worker that is started again numbers its episodes as before: what tells them
         # apart in the replay must be new in each process.

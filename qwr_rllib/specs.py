@@ -23,11 +23,14 @@ class Spec:
     frame_stack: int = 1
     """Above 1, an observation is this many consecutive frames along its first axis, the newest
     last; the replay keeps each frame once and stacks again."""
+    image_max: float | None = None
+    """Of an image of floats, the value of a full pixel: 1 or 255."""
 
     @property
     def image(self) -> bool:
-        """Whether the observation is an image (uint8, three axes) and not a vector."""
-        return self.obs_dtype == "uint8" and len(self.obs_shape) == 3
+        """Whether the observation is an image (uint8 or ``image_max``, three axes), no vector."""
+        of_pixels = self.obs_dtype == "uint8" or self.image_max is not None
+        return of_pixels and len(self.obs_shape) == 3
 
     @property
     def frame_shape(self) -> tuple[int, ...]:

@@ -131,7 +131,7 @@ def test_checkpoints_that_cannot_be_gone_on_from_are_named(monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("space", "changes", "message"),
     [
-        (gym.spaces.MultiBinary(3), {}, r"Discrete or bounded Box actions, got MultiBinary\(3\)"),
+        (gym.spaces.MultiBinary(3), {}, r"Box or Discrete action space, got MultiBinary\(3\)"),
         (BOX, {"normalize_actions": False}, "normalize_actions true"),
         (BOX, {"margin": 0}, "margin must be an integer >= 1, got 0"),
     ],

@@ -17,8 +17,8 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from qwr_rllib import AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
 from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return
-from qwr_rllib.qwr_torch_policy import spec_of
 from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.spaces import fitted, spec_of
 
 minari = pytest.importorskip("minari")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
@@ -175,6 +175,41 @@ def test_stacked_frames_are_kept_once_and_seen_as_stacks():
     view.update(storage.changes())
     in_order = view.rows[view.inserted[view.rows].argsort()]
     np.testing.assert_array_equal(view.observations(in_order), stacks[:3])
+
+
+PARTS = {
+    "Dict": (
+        gym.spaces.Dict(place=gym.spaces.Box(-9, 9, (2, 1)), goal=gym.spaces.Discrete(3)),
+        {"place": np.float32(range(8)).reshape(4, 2, 1), "goal": np.array([0, 1, 2, 0])},
+        [[1, 0, 0, 0, 1], [0, 1, 0, 2, 3], [0, 0, 1, 4, 5]],
+    ),
+    "Tuple": (
+        gym.spaces.Tuple((gym.spaces.Box(-9, 9, (1,)), gym.spaces.MultiBinary(2))),
+        (np.float32([[0], [1], [2], [3]]), np.int8([[0, 1], [1, 0], [1, 1], [0, 0]])),
+        [[0, 0, 1], [1, 1, 0], [2, 1, 1]],
+    ),
+    "Discrete": (
+        gym.spaces.Discrete(2),
+        np.array([0, 1, 1, 0]),
+        [[1, 0], [0, 1], [0, 1]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_observations_of_parts_are_flattened_as_those_of_the_environment(kind):
+    space, observations, flat = PARTS[kind]
+    env = Box()
+    env.observation_space = space
+    dataset = write([episode(0, 3, observations=observations)], env=env)
+    storage = loaded(dataset, fitted(env))
+    assert [obs for obs, *_ in rows(storage)] == flat
+    # Data that was recorded of the flattened environment is the same.
+    flattened = fitted(env)
+    last = np.zeros((1, len(flat[0])))
+    episodes = [episode(0, 3, observations=np.concatenate([flat, last]).astype(np.float32))]
+    again = loaded(write(episodes, "test/flat-v0", env=flattened), flattened)
+    assert [obs for obs, *_ in rows(again)] == flat
 
 
 def test_a_path_and_the_first_episodes(tmp_path):
