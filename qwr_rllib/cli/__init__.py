@@ -49,6 +49,7 @@ def qwr() -> None:
 for _group in (rllib, qwr):
     _group.add_command(commands.train)
     _group.add_command(commands.evaluate)
+    _group.add_command(commands.check)
 qwr.add_command(commands.report)
 qwr.add_command(commands.record)
 qwr.add_command(commands.theorem)

@@ -110,6 +110,53 @@ def evaluate(checkpoint: Path, **options: Any) -> None:
 
 
 @click.command()
+@click.argument("env")
+@click.option(
+    "--algo",
+    "--run",
+    type=click.Choice(["QWR", "AWR", "AWAC"]),
+    default="QWR",
+    show_default=True,
+    help="The algorithm whose settings it is held against.",
+)
+@click.option(
+    "--config",
+    "-c",
+    type=JsonObject(),
+    default={},
+    metavar="JSON",
+    help="The algorithm's configuration, `env_config` too.",
+)
+@click.option(
+    "--file",
+    "modules_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A YAML or Python file of a training, for the modules it needs.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Random steps to play, five seconds at most.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)  # fmt: skip
+def check(env: str, **options: Any) -> int:
+    """Check whether an environment is fit for QWR, and say what QWR will do with it.
+
+    ENV is what `rllib train --env` takes. Gymnasium's own checker looks at it, and it is played
+    with random actions. No Ray is started. The exit code is 1 if there is a problem.
+    """
+    if options["modules_file"]:
+        require_file(options["modules_file"])
+    from qwr_rllib.cli import checking
+
+    return checking.check(env, **options)
+
+
+@click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--dataset-id", required=True, metavar="NAME",
               help="Such as hopper/qwr-v0, in Minari's local store.")  # fmt: skip
