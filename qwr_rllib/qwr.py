@@ -60,7 +60,7 @@ from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.settings import learner_config, networks_of
 from qwr_rllib.spaces import check_actions, fitted, spec_of
 from qwr_rllib.specs import Spec
-from qwr_rllib.unused_keys import UNUSED, UNUSED_MODEL, refuse, unchanged
+from qwr_rllib.unused_keys import MODEL_KEYS, UNUSED, UNUSED_MODEL, refuse, unchanged
 from qwr_rllib.versions import versions
 
 # Below RLlib's logger: its handler and the config's log_level apply.
@@ -246,9 +246,12 @@ class QWRConfig(AlgorithmConfig):
         Raises:
             ValueError: naming the key and the nearest known one, or what to set instead.
         """
-        now = self.to_dict()
-        known = vars(self).keys() | now.keys() | UNUSED.keys() | {"multiagent", "class"}
+        now = vars(self) | self.to_dict()  # in which some names end without their "_"
+        known = now.keys() | UNUSED.keys() | {"multiagent", "class"}
         given = dict(config_dict.items())  # RLlib passes configs, too
+        if "class" in given:  # of a checkpoint, which an earlier release may have written
+            given = {key: value for key, value in given.items() if key not in UNUSED}
+            given["model"] = {name: given["model"][name] for name in MODEL_KEYS}
         for key in given:
             # "class" and "_..." are RLlib's and Tune's own bookkeeping.
             if key.startswith("_") or self._translate_special_keys(key, False) in known:

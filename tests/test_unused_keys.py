@@ -101,16 +101,25 @@ def complete():
         lambda config: QWRConfig().update_from_dict(config),
         lambda config: QWRConfig().update_from_dict(json.loads(dumped(config))),
         lambda config: config.copy(copy_frozen=False).update_from_dict(json.loads(dumped(config))),
+        lambda config: QWRConfig().update_from_dict(config.get_state()),
         lambda config: QWRConfig.from_state(config.get_state()),
         lambda config: cloudpickle.loads(cloudpickle.dumps(config)),
         lambda config: config.copy(copy_frozen=False),
     ],
-    ids=["dict", "config", "JSON", "JSON over itself", "state", "pickle", "copy"],
+    ids=["dict", "config", "JSON", "JSON over itself", "checkpoint", "state", "pickle", "copy"],
 )
 def test_complete_configs_are_passed_around(again):
     config = again(complete())
     config.validate()
     assert (config.env, config.beta, config.model["fcnet_hiddens"]) == ("Pendulum-v1", 2.0, [9])
+
+
+def test_a_checkpoint_that_was_written_with_them_is_read():
+    state = complete().get_state() | {"minibatch_size": 64, "num_epochs": 3}
+    state["model"] = state["model"] | {"vf_share_layers": False}
+    config = QWRConfig().update_from_dict(state)
+    config.validate()
+    assert (config.beta, config.model["fcnet_hiddens"], config.num_epochs) == (2.0, [9], 1)
 
 
 def dumped(config):
