@@ -414,8 +414,9 @@ class QWRConfig(AlgorithmConfig):
         if spec.image:
             unused("fcnet_hiddens", "images", ": set model.post_fcnet_hiddens")
         else:
-            for name in ("conv_filters", "post_fcnet_hiddens"):
+            for name in ("conv_filters", "post_fcnet_hiddens", "image_network"):
                 unused(name, "observations that are vectors", ": set model.fcnet_hiddens")
+            unused("image_precision", "observations that are vectors")
 
     def offline_config(self) -> OfflineConfig | None:
         """The checked ``offline``; ``None`` where all data is collected.

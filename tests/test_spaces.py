@@ -1,9 +1,8 @@
 """Which spaces are taken and how: actions stay in theirs, observations become boxes."""
 
 import functools
-import importlib.util
+import importlib
 import re
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +26,7 @@ from gymnasium.wrappers import ClipAction, FlattenObservation, TransformAction
 from ray.rllib.evaluation.rollout_worker import RolloutWorker
 from ray.tune.registry import register_env
 
-from qwr_rllib import QWR, QWRConfig
+from qwr_rllib import QWR, QWRConfig, local
 from qwr_rllib.cli.evaluation import find_checkpoint, load_checkpoint, play
 from qwr_rllib.cli.experiments import make_env
 from qwr_rllib.networks import QWRNetworks
@@ -135,15 +134,18 @@ def test_each_of_1000_actions_is_one_of_the_space(name):
 
 @pytest.mark.parametrize("space", [Box(0, 5, (2,)), Box(-2, 2, (2, 2), np.float64)])
 def test_training_without_ray_keeps_them_too(space):
-    path = Path(__file__).parents[1] / "benchmarks" / "in_process.py"
-    module = importlib.util.spec_from_file_location("in_process", path)
-    in_process = importlib.util.module_from_spec(module)
-    module.loader.exec_module(in_process)
     env = Watched(space)
-    actor = in_process.Actor(env, QWRNetworks(spec_of(VECTOR, space)), 0)
-    assert sum(map(len, actor.collect(1000))) == 1000
+    spec = local.spec_of(env, {"frame_stack": 1})
+    runner = local.Runner(env, QWRNetworks(spec), spec, 0)
+    assert sum(map(len, runner.collect(1000, None))) == 1000
     assert (len(env.seen), env.outside) == (1000, [])
     assert np.std(env.seen) > 0.1
+
+
+@pytest.mark.parametrize("space", [HALF_BOUNDED, INTEGERS, Box(-np.inf, np.inf, (2,))])
+def test_training_without_ray_refuses_others(space):
+    with pytest.raises(ValueError, match=r"got .*Box\("):
+        local.spec_of(Watched(space), {"frame_stack": 1})
 
 
 FINITE = Box(-1, 1, (2, 1))

@@ -29,7 +29,7 @@ from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import load_user_modules, make_env, read_file, resolve_algorithm
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.envs import frame_stack_of, require_observation_shape
-from qwr_rllib.networks import CONV_FILTERS, CONV_HIDDENS, channels_first
+from qwr_rllib.networks import IMAGE_NETWORKS, channels_first
 from qwr_rllib.qwr import QWRConfig
 from qwr_rllib.replay.storage import memory_bytes
 from qwr_rllib.settings import networks_of
@@ -162,8 +162,9 @@ def _describe_spaces(
     model = config.model
     layers = model["fcnet_hiddens"]
     if spec.image:
-        filters = [list(each) for each in model["conv_filters"] or CONV_FILTERS]
-        layers = f"convolutions {filters}, then {model['post_fcnet_hiddens'] or [*CONV_HIDDENS]}"
+        filters, hiddens = IMAGE_NETWORKS[config.image_network]
+        convolutions = [list(each) for each in model["conv_filters"] or filters]
+        layers = f"convolutions {convolutions}, then {model['post_fcnet_hiddens'] or list(hiddens)}"
     count = sum(each.numel() for each in networks_of(spec, config).parameters())
     table.add_row("networks", f"{layers} for actor and critic, {count} parameters")
     table.add_row(
