@@ -762,7 +762,6 @@ def test_a_replay_that_does_not_fit_is_refused_with_the_figure(build):
         ({"replay_capacity": 999, "n_interactions": 1000},
          r"replay_capacity must be >= n_interactions \(1000\), got 999"),
         ({"n_interactions": 0}, "n_interactions must be an integer >= 1, got 0"),
-        ({"sample_timeout_s": 0}, "sample_timeout_s must be a number > 0, got 0"),
         ({"max_refused_fraction": 2}, r"max_refused_fraction must be a number in \[0, 1\], got 2"),
         ({"overlap_sampling": 1}, "overlap_sampling must be true or false, got 1"),
         ({"learner_threads": 0}, "learner_threads must be an integer >= 1, got 0"),
@@ -783,6 +782,12 @@ def test_impossible_values_are_named(training, message):
     with pytest.raises(ValueError, match=message) as error:
         QWRConfig().environment("Pendulum-v1").training(**training).validate()
     assert "\n" not in str(error.value)
+
+
+def test_an_impossible_time_out_is_named():
+    config = QWRConfig().environment("Pendulum-v1").env_runners(sample_timeout_s=0)
+    with pytest.raises(ValueError, match="sample_timeout_s must be a number > 0, got 0"):
+        config.validate()
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
