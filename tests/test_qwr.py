@@ -587,6 +587,7 @@ def test_an_interrupted_save_leaves_the_previous_checkpoint_whole(build, tmp_pat
     assert_equal(weights(restored), weights(algo))
     restored.stop()
     assert os.listdir(tmp_path) == ["checkpoint"]
+    assert not list(place.glob(".*"))
 
 
 def truncate(path: Path) -> None:
