@@ -576,6 +576,7 @@ def test_evaluate(project: Path, trained: Path, tmp_path: Path) -> None:
             "seed": 7 + number,
             "episode_return": pytest.approx(total, rel=1e-5),
             "length": 20,
+            "complete": True,
         }
     returns = [episode["episode_return"] for episode in written["episodes"]]
     assert written["return_mean"] == pytest.approx(np.mean(returns))

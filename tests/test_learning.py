@@ -213,11 +213,7 @@ def with_a_target_that_stays_behind(monkeypatch):
 
 
 def with_the_same_frame_twice(monkeypatch):
-    monkeypatch.setattr(
-        ReplayView,
-        "observations",
-        lambda view, slots: view.columns["obs"][slots, None].repeat_interleave(2, slots.dim()),
-    )
+    monkeypatch.setattr(ReplayView, "frames", lambda view, slots: torch.stack([slots, slots], -1))
 
 
 def with_blank_pictures(monkeypatch):
