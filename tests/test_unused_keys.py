@@ -11,6 +11,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.models import MODEL_DEFAULTS
 
 from qwr_rllib import QWR, AWRConfig, QWRConfig
+from qwr_rllib.cli.experiments import Overrides, check_experiment
 from qwr_rllib.unused_keys import UNUSED, UNUSED_MODEL
 
 METHODS = {
@@ -125,6 +126,17 @@ def test_a_checkpoint_that_was_written_with_them_is_read():
 def dumped(config):
     """As in Tune's ``result.json``."""
     return json.dumps(config.to_dict(), default=str)
+
+
+def test_the_config_of_a_result_is_an_experiments(tmp_path):
+    """As in ``rllib train --algo QWR --config "$(jq .config result.json)"``."""
+    of_tune = {"__stdout_file__": None, "__trial_info__": {"trial_id": "1"}}
+    config = json.loads(dumped(complete())) | of_tune
+    overrides = Overrides(storage_path=str(tmp_path))
+    experiment = check_experiment("again", {"run": "QWR", "config": config}, overrides)
+    assert experiment.tune_spec["config"]["beta"] == 2.0
+    assert experiment.resources == {"CPU": 2.0}
+    assert not any(key.startswith("__") for key in experiment.tune_spec["config"])
 
 
 def test_what_was_changed_in_a_complete_config_is_refused():

@@ -262,6 +262,8 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
 
     sweep = read_sweep(spec, overrides.sweep, name)
     config = with_spaces(_mapping(spec, "config", name), f"{name}: config")
+    # What Tune adds to the config of a trial, and so to its `result.json`.
+    config = {key: value for key, value in config.items() if not key.startswith("__")}
     env = overrides.env or spec.get("env") or config.get("env")
     config |= {"env": env} if env else {}
     _mapping(config, "env_config", f"{name}: config")
