@@ -1,14 +1,41 @@
-"""The documentation: its links and its numbers."""
+"""The documentation: its links, its Python, its numbers.
+
+A Python block is run unless the line before it says why not, ``<!-- not run: why -->``. A line
+``<!-- run as: "a" -> "b"; ... -->`` replaces parts of it, so that it takes seconds. The blocks of a
+page share their names, as in one session. Tune is not run: a sweep's blocks are run to the point
+where it would start.
+"""
 
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray import tune
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
     page for folder in ("docs", "research", "benchmarks") for page in (ROOT / folder).glob("*.md")
 ]
+BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<path>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
+REPLACEMENT = re.compile(r'"([^"]*)" -> "([^"]*)"')
+
+
+def blocks(text: str) -> list[str]:
+    """The Python of a page as it is run."""
+    found = []
+    for block in BLOCK.finditer(text):
+        mark, code = block["mark"] or "", block["code"]
+        if mark.startswith("not run: "):
+            continue
+        for old, new in REPLACEMENT.findall(mark.removeprefix("run as: ")):
+            assert old in code, f"{old!r} is not in the block"
+            code = code.replace(old, new)
+        found.append(code)
+    return found
 
 
 def anchors(text: str) -> set[str]:
@@ -43,6 +70,28 @@ def test_a_broken_link_and_a_broken_anchor_are_found(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# A title, so\n[a](#a-title-so) [b](#no) [c](no.md) [d](page.md#a-title-so)\n")
     assert broken_links(page) == ["](#no)", "](no.md)"]
+
+
+@pytest.fixture(scope="module")
+def _ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+RUN = [page for page in PAGES if page.exists() and blocks(page.read_text())]
+
+
+@pytest.mark.parametrize("page", RUN, ids=[page.name for page in RUN])
+@pytest.mark.usefixtures("_ray")
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+    best = SimpleNamespace(path="best")
+    grid = SimpleNamespace(get_best_result=lambda *arguments: best)
+    monkeypatch.setattr(tune.Tuner, "fit", lambda tuner: grid)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    for number, code in enumerate(blocks(page.read_text()), 1):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), names)
 
 
 def test_the_table_of_results_is_that_of_the_report():
