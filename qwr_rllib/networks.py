@@ -52,9 +52,9 @@ class ImageEncoder(nn.Sequential):
     """Convolutions with ReLU over bytes of images, then dense layers.
 
     Takes images in :attr:`blocks`, as :func:`to_blocks` makes them: the first convolution, whose
-    kernel is a multiple of its stride, is then one of stride 1 over many channels, which is 1.5
-    times as fast on a CPU and suits a GPU's matrix units. Its weights keep their usual shape, and
-    scale the bytes to [0, 1].
+    kernel is a multiple of its stride, is then one of stride 1 over many channels, the form that
+    vector and matrix units are made for. Its weights keep their usual shape, and scale the bytes to
+    [0, 1].
 
     Args:
         obs_shape: of one image; its channels are the first axis or the last, whichever is smaller.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +22,7 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner, Result
+from ray._private.services import psutil  # Ray brings it along
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
@@ -425,15 +429,24 @@ def test_python_file_may_import_its_neighbours(project: Path) -> None:
 
 
 @contextlib.contextmanager
-def running(project: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "qwr_rllib.cli", *map(str, arguments)]
+def running(
+    project: Path, *arguments: object, prefix: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in a process group of its own, as a shell starts it."""
+    command = [*prefix, sys.executable, "-m", "qwr_rllib.cli", *map(str, arguments)]
     process = subprocess.Popen(
-        command, cwd=project.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=project.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         yield process
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
@@ -463,7 +476,7 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         wait_for(process, r"^  a trial of 2 CPU; an iteration: 40 environment steps, 2 critic ")
         wait_for(process, rf"^  results in {results}/walk$")
         wait_for(process, r"^ *3 +120 ")
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C on a terminal
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, output + errors
     assert not errors
@@ -480,7 +493,10 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done == last
         wait_for(process, rf"^ *{int(done) + 1} +{40 * int(done) + 40} ")
         wait_for(process, rf"^ *{int(done) + 10} +{40 * int(done) + 400} ")
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in started)
         process.kill()
+        assert_gone(started)
 
     end = int(done) + 20
     stop = json.dumps({"training_iteration": end})
@@ -501,17 +517,54 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results / "walk"
 
 
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """None of them outlives the command."""
+
+    def alive(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    deadline = time.monotonic() + 300
+    while left := [process for process in processes if alive(process)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
 def test_interrupt_kill_resume(trained: Path) -> None:
     assert trained.is_dir()
 
 
+def test_timeout_ends_a_run_with_a_checkpoint(project: Path, tmp_path: Path) -> None:
+    with running(project, *train_walk(project, tmp_path), prefix=["timeout", "3600"]) as process:
+        wait_for(process, r"^ *2 +80 ")
+        # `timeout` does the same as when its time is over: SIGTERM to the command, and once more
+        # to all of the process group.
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=300)
+    assert "Interrupted: waiting" in output, output + errors
+    assert re.search(r"^Resume: rllib train file .* --resume$", output, re.MULTILINE)
+    last = int(["2", *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1])
+    stop = json.dumps({"training_iteration": last + 1})
+    with running(project, *train_walk(project, tmp_path, "--resume", "--stop", stop)) as process:
+        [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
+        assert int(done) == last
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_interrupt_ends_at_once(number: signal.Signals) -> None:
+def test_a_second_interrupt_ends_at_once(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = signal.getsignal(number)
     interruption = Interruption(Console())
+    clock = SimpleNamespace(monotonic=iter([100.0, 100.5, 102.0]).__next__)
+    monkeypatch.setattr("qwr_rllib.cli.interruption.time", clock)
     with interruption.installed():
         signal.raise_signal(number)
         assert interruption.requested
+        signal.raise_signal(number)  # the same one, passed on by what started this process
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from ray._private import services
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
 from rich.console import Console
+
+# `timeout` sends SIGTERM to its child and then to the child's process group, and what passes a
+# terminal's SIGINT on doubles that too: within so many seconds signals are one.
+SAME_SIGNAL_S = 1.0
+
+
+@contextlib.contextmanager
+def own_session() -> Iterator[None]:
+    """What Ray starts within the block gets a session of its own.
+
+    A SIGTERM or SIGINT to this process's group then reaches this process alone, and Ray lives on
+    until the checkpoints are written. Ray's processes still die with this one, by Linux's parent
+    death signal.
+    """
+    popen = services.ConsolePopen
+    services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
 
 
 class Interruption(Callback):
@@ -24,6 +47,7 @@ class Interruption(Callback):
     def __init__(self, console: Console) -> None:
         self._console = console
         self.requested = False
+        self._requested_at = 0.0
         self._unsaved: set[str] | None = None
 
     @contextlib.contextmanager
@@ -42,9 +66,11 @@ class Interruption(Callback):
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        now = time.monotonic()
+        if self.requested and now - self._requested_at > SAME_SIGNAL_S:
             raise KeyboardInterrupt
-        self.requested = True
+        if not self.requested:
+            self.requested, self._requested_at = True, now
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.requested and self._unsaved is None:

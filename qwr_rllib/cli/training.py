@@ -33,7 +33,7 @@ from qwr_rllib.cli.experiments import (
     load_user_modules,
     read_file,
 )
-from qwr_rllib.cli.interruption import Interruption
+from qwr_rllib.cli.interruption import Interruption, own_session
 from qwr_rllib.cli.progress import EVALUATION, RETURN, Progress, iteration_return, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
@@ -179,13 +179,14 @@ def _ray_started(
     for experiment in experiments:
         _announce(experiment, console)
     try:
-        context = ray.init(
-            address=address or "local",
-            **({} if address else own),
-            logging_level=logging.getLogger("ray").level,
-            log_to_driver=options["verbosity"] > 0,
-            runtime_env={"worker_process_setup_hook": hook} if hook else None,
-        )
+        with own_session():
+            context = ray.init(
+                address=address or "local",
+                **({} if address else own),
+                logging_level=logging.getLogger("ray").level,
+                log_to_driver=options["verbosity"] > 0,
+                runtime_env={"worker_process_setup_hook": hook} if hook else None,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"cannot start Ray: {error}") from error
     try:
