@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -209,10 +211,57 @@ def test_the_slurm_script_starts_a_cluster_with_a_token(tmp_path, code):
     start = arguments[arguments.index("ray") :]
     assert start[1:4] == ["symmetric-run", "--address", "node1:10007"]
     command = start[start.index("--") + 1 :]
-    assert command[:5] == ["rllib", "train", "file", "a file.yaml", "--resume"]
-    assert command[5:] == ["--ray-address", "node1:10007"]
+    assert command[:2] == ["bash", "-c"]
+    assert command[2].endswith('exec rllib train file "$@"')
+    assert command[4:] == ["a file.yaml", "--resume", "--ray-address", "node1:10007"]
     assert mode == "600"
     assert len((tmp_path / ".ray" / "auth_token").read_text()) == 64
+
+
+# Runs the command and, as `ray symmetric-run`, is ended by a signal with the command unsaved.
+RUN = """#!/usr/bin/env python3
+import signal, subprocess, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background ignore it
+sys.exit(subprocess.run(sys.argv[sys.argv.index("--") + 1 :]).returncode)
+"""
+TRAIN = """#!/usr/bin/env python3
+import signal, sys, time
+
+saved = lambda *_: sys.exit(print(*sys.argv[1:], file=open("saved", "w")) or 130)
+signal.signal(signal.SIGINT, saved)
+open("began", "w").close()
+time.sleep(600)
+"""
+
+
+def test_the_interrupt_before_a_slurm_jobs_end_reaches_the_command_alone(tmp_path):
+    stubs = {"srun": RUN, "rllib": TRAIN, "scontrol": "#!/bin/bash\necho node1\n"}
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.path.dirname(sys.executable)}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "TMPDIR": str(tmp_path),
+        "QWR_VENV": str(tmp_path / "none"),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "16",
+    }
+    before = {*tmp_path.iterdir(), tmp_path / ".ray", tmp_path / "began", tmp_path / "saved"}
+    with subprocess.Popen([SCRIPT, "a file.yaml"], env=environment, cwd=tmp_path) as job:
+        deadline = time.monotonic() + 300
+        while not (tmp_path / "began").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        job.send_signal(signal.SIGINT)
+        assert job.wait(timeout=300) == 130
+    expected = "train file a file.yaml --ray-address node1:10007\n"
+    assert (tmp_path / "saved").read_text() == expected
+    assert set(tmp_path.iterdir()) == before  # nothing is left behind
 
 
 # Job b begins to make a token while job a does, and ends that when job a has started Ray.
