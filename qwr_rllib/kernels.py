@@ -213,16 +213,19 @@ def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, 
 
 @_elementwise
 def _image_blocks(frames, slots, b, out):
+    # A row of a block is ``words`` words; they are moved as such, not pixel by pixel.
+    words = frames.shape[3] // out.shape[2]
     for i in range(slots.shape[0]):
         for y in range(out.shape[1]):
+            blocks = out[i, y]
             for f in range(slots.shape[1]):
                 for c in range(frames.shape[1]):
                     for dy in range(b):
                         row = frames[slots[i, f], c, y * b + dy]
-                        first = ((f * frames.shape[1] + c) * b + dy) * b
-                        for x in range(out.shape[2]):
-                            for dx in range(b):
-                                out[i, y, x, first + dx] = row[x * b + dx]
+                        first = ((f * frames.shape[1] + c) * b + dy) * words
+                        for word in range(words):
+                            for x in range(blocks.shape[0]):
+                                blocks[x, first + word] = row[x * words + word]
 
 
 def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
@@ -234,15 +237,18 @@ def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
         frames: ``(slots, channels, height, width)``, bytes.
         slots: ``(k, n)``: the frames of each stack, the newest last.
         b: the block's side.
-        out: at least ``k * n * channels * height * width`` numbers, overwritten.
+        out: at least ``k * n * channels * height * width`` bytes, overwritten.
 
     Returns:
-        ``(k, n * channels * b * b, height / b, width / b)``, channels last, in ``out``'s memory.
+        Bytes ``(k, n * channels * b * b, height / b, width / b)``, channels last, in ``out``'s
+        memory.
     """
     channels, height, width = frames.shape[1:]
     shape = len(slots), height // b, width // b, slots.shape[1] * channels * b * b
     blocks = out[: math.prod(shape)].view(shape)
-    _image_blocks(frames.numpy(), _array(slots), b, _array(blocks))
+    pixels = frames.numpy()
+    word = np.dtype(f"u{b}") if b in (2, 4, 8) and pixels.flags.c_contiguous else np.dtype("u1")
+    _image_blocks(pixels.view(word), _array(slots), b, _array(blocks).view(word))
     return blocks.permute(0, 3, 1, 2)
 
 

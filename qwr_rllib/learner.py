@@ -277,7 +277,7 @@ class Learner:
         self._image_kernel: Callable[..., Tensor] | None = None
         if compiler == "numba" and not on_gpu and (kernels := compiled_kernels()):
             self._image_kernel = kernels.image_blocks
-        self._image_memory = torch.empty(0)
+        self._image_memory = torch.empty(0, dtype=torch.uint8)
         self._gates = {
             critic: gate_kernel(critic) if compiler == "numba" else None
             for critic in (self.critic, self.target_critic)
@@ -618,7 +618,7 @@ class Learner:
             frames = frames.permute(0, 3, 1, 2)
         needed = len(slots) * math.prod(view.spec.obs_shape)
         if self._image_memory.numel() < needed:  # fresh memory would cost as much as its contents
-            self._image_memory = torch.empty(needed)
+            self._image_memory = torch.empty(needed, dtype=torch.uint8)
         return self._image_kernel(
             frames, view.frames(slots), self.networks.blocks, self._image_memory
         )

@@ -112,9 +112,20 @@ class ImageEncoder(nn.Sequential):
                 hidden = F.conv2d(hidden, cast(layer.weight), cast(layer.bias), layer.stride)
             elif isinstance(layer, nn.Linear):
                 hidden = F.linear(hidden, cast(layer.weight), cast(layer.bias))
+            elif isinstance(layer, nn.Flatten):
+                if hidden.requires_grad:
+                    # Flattening needs channels first, and so its gradient has them first. The ReLU
+                    # before kept its outputs with channels last: a pass over two layouts takes ten
+                    # times as long as over one.
+                    hidden.register_hook(_channels_last)
+                hidden = layer(hidden)
             else:
                 hidden = layer(hidden)
         return hidden.float()
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _blocks(size: Sequence[int], conv_filters: Sequence[ConvFilter]) -> int:
@@ -487,7 +498,7 @@ class QWRNetworks(nn.Module):
             images = obs.reshape(-1, *shape)
             if channels_first(shape) != tuple(shape):
                 images = images.permute(0, 3, 1, 2)
-            images = to_blocks(images, self.blocks).float()
+            images = to_blocks(images, self.blocks)
             full = self._spec.image_max or 255
             return images if full == 255 else images * (255 / full)
         batch = obs.shape[: obs.dim() - len(shape)]

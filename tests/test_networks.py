@@ -418,7 +418,7 @@ def test_blocks_have_each_pixel_once_in_their_channels():
 
 def test_the_channels_of_images_are_found_and_their_bytes_kept():
     first = torch.randint(0, 256, (5, 2, 24, 20), dtype=torch.uint8)
-    expected = to_blocks(first, 4).float()
+    expected = to_blocks(first, 4)
     torch.testing.assert_close(QWRNetworks(IMAGES).normalize(first), expected)
     last = Spec(obs_shape=(24, 20, 2), obs_dtype="uint8", action_dim=4, discrete=True)
     torch.testing.assert_close(QWRNetworks(last).normalize(first.permute(0, 2, 3, 1)), expected)
