@@ -91,6 +91,9 @@ class QWRConfig(AlgorithmConfig):
         print(algo.train()["learner"]["critic_loss"])
     """
 
+    _chosen: frozenset[str] = frozenset()
+    """The attributes that a user has set, be it to their defaults."""
+
     def __init__(self, algo_class: type | None = None) -> None:
         self.exploration_config = {"type": "StochasticSampling"}
         super().__init__(algo_class=algo_class or QWR)
@@ -123,6 +126,7 @@ class QWRConfig(AlgorithmConfig):
         # RLlib's 60 would kill workers whose environment is slow: a worker answers when it has
         # its whole share of an iteration.
         self.sample_timeout_s = 1800.0
+        self.__dict__["_chosen"] = frozenset()  # so far nobody chose anything
 
     @override(AlgorithmConfig)
     def training(
@@ -238,6 +242,11 @@ class QWRConfig(AlgorithmConfig):
         return self
 
     @override(AlgorithmConfig)
+    def to_dict(self) -> dict[str, Any]:
+        """As the parent's, without what this class notes of its settings."""
+        return {name: value for name, value in super().to_dict().items() if name != "_chosen"}
+
+    @override(AlgorithmConfig)
     def update_from_dict(self, config_dict) -> QWRConfig:
         """As the parent's, but a key that is unknown or does nothing is an error.
 
@@ -264,6 +273,7 @@ class QWRConfig(AlgorithmConfig):
         # The last that RLlib's own constructor sets: what comes after is of a user.
         if hasattr(self, "_is_frozen"):
             refuse(key, value)
+            self.__dict__["_chosen"] = self._chosen | {key}
         super().__setattr__(key, value)
 
     @override(AlgorithmConfig)
@@ -395,7 +405,7 @@ class QWRConfig(AlgorithmConfig):
         Learner(networks_of(spec, self), dataclasses.replace(learner_config(self), compile=False))
 
     def check_effect(self, spec: Spec) -> None:
-        """Checks that what was changed from its default has an effect in the environment.
+        """Checks that what was chosen has an effect in the environment.
 
         Raises:
             ValueError: naming the setting that has none.
@@ -404,7 +414,7 @@ class QWRConfig(AlgorithmConfig):
 
         def unused(name: str, where: str, hint: str = "") -> None:
             settings, defaults = (vars(each) | each.model for each in (self, default))
-            if settings[name] != defaults[name]:
+            if name in self._chosen or settings[name] != defaults[name]:
                 name = f"model.{name}" if name in self.model else name
                 raise ValueError(f"{name} has no effect with {where}{hint}")
 

@@ -182,6 +182,8 @@ BOX, DISCRETE = gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(2)
     ("spaces", "training", "message"),
     [
         ((VECTOR, DISCRETE), {"action_std": 0.3}, "action_std has no effect with discrete actions"),
+        ((VECTOR, DISCRETE), {"action_std": 0.4}, "action_std has no effect with discrete actions"),
+        ((VECTOR, BOX), {"image_network": "mnih2013"}, "image_network has no effect with"),
         ((IMAGE, BOX), {"model": {"fcnet_hiddens": [9]}},
          "model.fcnet_hiddens has no effect with images: set model.post_fcnet_hiddens"),
         ((VECTOR, BOX), {"model": {"post_fcnet_hiddens": [9]}},
@@ -194,5 +196,8 @@ def test_what_the_environment_makes_no_use_of_is_refused(spaces, training, messa
     config = QWRConfig().training(**training)
     with pytest.raises(ValueError, match=message):
         config.check_spaces(*spaces)
+    with pytest.raises(ValueError, match=message):
+        QWRConfig().update_from_dict(training).copy(copy_frozen=True).check_spaces(*spaces)
+    assert "_chosen" not in config.to_dict()
     for other in ((VECTOR, BOX), (IMAGE, BOX), (VECTOR, DISCRETE)):
         QWRConfig().check_spaces(*other)
