@@ -22,7 +22,7 @@ import torch
 from learner import save
 from ray.rllib.policy import Policy
 
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
+from qwr_rllib.algorithms.policy import QWRTorchPolicy
 from qwr_rllib.replay.storage import ReplayStorage
 
 LATEST = 3000  # rows

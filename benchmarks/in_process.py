@@ -1,4 +1,4 @@
-"""Training that starts no Ray: see :mod:`qwr_rllib.local`.
+"""Training that starts no Ray: see :mod:`qwr_rllib.local.trainer`.
 
     python benchmarks/in_process.py Hopper-v5 --config '{"backup_temperature": 0.1}'
     python benchmarks/in_process.py --like results/table1/awr/AWR_Hopper-v5_seed0 --device cuda
@@ -31,9 +31,9 @@ import torch
 import yaml
 
 from qwr_rllib import deployment
-from qwr_rllib.local import REPLAY_FILE, STATE_FILE, LocalTrainer
-from qwr_rllib.names import did_you_mean
-from qwr_rllib.settings import ALGORITHMS, defaults_of
+from qwr_rllib.learning.config import ALGORITHMS, defaults_of
+from qwr_rllib.local.trainer import REPLAY_FILE, STATE_FILE, LocalTrainer
+from qwr_rllib.validation import did_you_mean
 from qwr_rllib.versions import versions
 
 # What has a meaning here besides the defaults' keys, or may stand in a file without any.

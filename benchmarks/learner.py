@@ -39,11 +39,13 @@ import click
 import numpy as np
 import torch
 
-from qwr_rllib import losses
-from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import ImageEncoder, QWRNetworks
-from qwr_rllib.replay.storage import Fragment, ReplayStorage
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.learner import Learner
+from qwr_rllib.learning.networks import ImageEncoder, QWRNetworks
+from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
 TASKS = {

@@ -5,7 +5,7 @@
 
 An iteration is run once with every matrix product and convolution recorded by its shapes, without
 compiled kernels, so that the gate's are seen too. Then each is timed alone, as the learner runs it
-(:mod:`qwr_rllib.products`, channels last), with operands that are in cache. The sum over all of
+(:mod:`qwr_rllib.learning.accel.gemm`, channels last), with operands that are in cache. The sum over all of
 them is the time that an iteration would take if it consisted of these and nothing else: no ReLU,
 LayerNorm, tanh, Adam, random numbers or gathers; of vectors and several threads, if these shared
 them without any loss; of images, with these threads in each. The learner's own time, with what it
@@ -27,10 +27,11 @@ import torch
 from learner import TASKS, filled_view, save
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import QWRNetworks
-from qwr_rllib.products import matmul
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.learning.accel.gemm import matmul
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.learner import Learner
+from qwr_rllib.learning.networks import QWRNetworks
+from qwr_rllib.replay.replica import ReplayView
 
 aten: Any = torch.ops.aten
 # (m, k, n), or a convolution's inputs, weights and stride and which gradients it computes.

@@ -21,7 +21,7 @@ import torch
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 
 from qwr_rllib import QWRConfig
-from qwr_rllib.rollouts import fragments_of
+from qwr_rllib.sampling.worker import fragments_of
 
 STEPS = 1000
 

@@ -21,8 +21,8 @@ import ray
 
 from qwr_rllib import QWRConfig
 from qwr_rllib.replay.actor import Replay, ReplayActor
-from qwr_rllib.replay.storage import Fragment
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.specs import Spec
 
 WALKER = Spec(obs_shape=(17,), obs_dtype="float32", action_dim=6, discrete=False)

@@ -12,16 +12,20 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from qwr_rllib import _moved
+
 if TYPE_CHECKING:
-    from qwr_rllib.awac import AWAC, AWACConfig
-    from qwr_rllib.awr import AWR, AWRConfig
-    from qwr_rllib.qwr import QWR, QWRConfig
+    from qwr_rllib.algorithms.awac import AWAC, AWACConfig
+    from qwr_rllib.algorithms.awr import AWR, AWRConfig
+    from qwr_rllib.algorithms.qwr import QWR, QWRConfig
+
+_moved.install()
 
 __version__ = "0.1.0"
 __all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig", "register"]
 
 _MODULES = {
-    name: f"qwr_rllib.{module}"
+    name: f"qwr_rllib.algorithms.{module}"
     for module in ("awac", "awr", "qwr")
     for name in (module.upper(), f"{module.upper()}Config")
 }
@@ -42,7 +46,7 @@ def register() -> None:
     """
     from ray.tune.registry import register_env, register_trainable
 
-    from qwr_rllib.envs import ATARI, make_atari
+    from qwr_rllib.envs.atari import ATARI, make_atari
 
     for name in ("QWR", "AWR", "AWAC"):
         register_trainable(name, __getattr__(name))

@@ -23,8 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from qwr_rllib.learner import LearnerConfig
-from qwr_rllib.settings import networks_of
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.networks import networks_of
 from qwr_rllib.specs import Spec
 from qwr_rllib.versions import versions
 
@@ -100,7 +100,7 @@ class DeployedPolicy(nn.Module):
     """Acts as the algorithm does in evaluation: normalises, takes the mode, clips and scales.
 
     Args:
-        state: :meth:`~qwr_rllib.networks.QWRNetworks.acting_state`.
+        state: :meth:`~qwr_rllib.learning.networks.QWRNetworks.acting_state`.
         about: :func:`describe`.
     """
 
@@ -150,7 +150,7 @@ def save(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
 
     Args:
         path: the file.
-        state: :meth:`~qwr_rllib.networks.QWRNetworks.acting_state`.
+        state: :meth:`~qwr_rllib.learning.networks.QWRNetworks.acting_state`.
         about: :func:`describe`.
     """
     # The learner's tensors are views into one vector.

@@ -2,30 +2,27 @@
 
     python scripts/settings_table.py
 
-Names, types and descriptions come from ``QWRConfig.training`` and :class:`LearnerConfig`, defaults
-from the three configs. A setting that no group below names is an error, so that none is forgotten.
+Names, types and descriptions come from :mod:`qwr_rllib.learning.config`, defaults from the three
+algorithms' configs. A setting that no group below names is an error, so that none is forgotten.
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
-import itertools
 import re
-import textwrap
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from qwr_rllib import AWACConfig, AWRConfig, QWRConfig, settings
-from qwr_rllib.learner import LearnerConfig
+from qwr_rllib import AWACConfig, AWRConfig, QWRConfig
+from qwr_rllib.learning import config
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 BEGIN, END = "<!-- begin: scripts/settings_table.py -->\n", "<!-- end -->\n"
 GROUPS = {
     "How much is collected and trained": [
-        "n_interactions", "n_critic_steps", "n_actor_steps", "train_batch_size", "replay_capacity",
+        "n_interactions", "batch_mode", "n_critic_steps", "n_actor_steps", "train_batch_size",
+        "replay_capacity",
     ],
     "Critic": [
         "gamma", "margin", "lambda_", "backup", "backup_temperature", "q_spread",
@@ -52,21 +49,9 @@ RLLIB = {
 
 def described() -> dict[str, tuple[str, str]]:
     """The type and the description of each setting."""
-    hints = get_type_hints(LearnerConfig) | get_type_hints(QWRConfig.training)
+    hints, texts = get_type_hints(config.QWRSettings), config.descriptions()
     qualifier = re.compile(r"\b[a-z]\w*\.|<class '|'>")
-    types = {name: qualifier.sub("", str(hint)) for name, hint in hints.items()}
-    found = dict(RLLIB)
-    body = ast.parse(textwrap.dedent(inspect.getsource(LearnerConfig))).body[0].body
-    for field, text in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            found[field.target.id] = (types[field.target.id], inspect.cleandoc(text.value.value))
-    arguments = inspect.cleandoc(QWRConfig.training.__doc__)
-    arguments = arguments[arguments.index("Args:") : arguments.index("Returns:")]
-    for entry in re.split(r"\n    (?=\S)", arguments)[1:]:
-        name, _, text = entry.partition(": ")
-        if not name.startswith("*"):
-            found[name] = (types[name], text)
-    return found
+    return RLLIB | {name: (qualifier.sub("", str(hints[name])), texts[name]) for name in texts}
 
 
 def markdown(text: str) -> str:
@@ -87,10 +72,10 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def default(config: AlgorithmConfig, name: str) -> str:
+def default(of: AlgorithmConfig, name: str) -> str:
     if name == "model":
-        return ", ".join(f"{key}: {shown(config.model[key])}" for key in settings.MODEL)
-    return shown(getattr(config, name))
+        return ", ".join(f"{key}: {shown(of.model[key])}" for key in config.MODEL)
+    return shown(getattr(of, name))
 
 
 def tables() -> str:
@@ -101,16 +86,16 @@ def tables() -> str:
     """
     configs = {"AWR": AWRConfig(), "AWAC": AWACConfig()}
     base = QWRConfig()
-    own = vars(base).keys() - vars(AlgorithmConfig()).keys()
-    if missing := own - {name for group in GROUPS.values() for name in group}:
+    own = config.defaults(config.QWRSettings)
+    if missing := own.keys() - {name for group in GROUPS.values() for name in group}:
         raise KeyError(f"settings in no group of {__file__}: {sorted(missing)}")
     about, lines = described(), []
     for group, names in GROUPS.items():
         lines += [f"### {group}", "", "| setting | default | type | |", "| --- | --- | --- | --- |"]
         for name in names:
             value = f"`{default(base, name)}`"
-            for algorithm, config in configs.items():
-                if (other := default(config, name)) != default(base, name):
+            for algorithm, changed in configs.items():
+                if (other := default(changed, name)) != default(base, name):
                     value += f"; {algorithm} `{other}`"
             kind, text = about[name]
             kind = kind.replace("|", r"\|")

@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from qwr_rllib.replay.storage import Fragment, ReplayStorage, Slot
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.layout import Slot
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
 CONTINUOUS = Spec(obs_shape=(2,), obs_dtype="float32", action_dim=1, discrete=False)

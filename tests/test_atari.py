@@ -10,7 +10,7 @@ from moviepy import VideoFileClip
 
 from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.cli import rllib
-from qwr_rllib.replay.storage import Slot
+from qwr_rllib.replay.layout import Slot
 
 SMALL = {
     "n_critic_steps": 4,

@@ -11,10 +11,12 @@ from ray.tune.registry import get_trainable_cls
 from test_learner import PlainQWR, ScriptedView, episodes, learner_for, networks_for, weights
 from torch import nn
 
-from qwr_rllib import AWAC, AWR, AWACConfig, AWRConfig, QWRConfig, losses
-from qwr_rllib.gradients import AutogradGradient, DenseGradient, gradient_of
-from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import GatedCritic, QWRNetworks, ValueCritic
+from qwr_rllib import AWAC, AWR, AWACConfig, AWRConfig, QWRConfig
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.accel.gradients import AutogradGradient, DenseGradient, gradient_of
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.learner import Learner
+from qwr_rllib.learning.networks import GatedCritic, QWRNetworks, ValueCritic
 
 AWAC_SETTINGS = {"actor_actions": "replay"}
 AWR_SETTINGS = AWAC_SETTINGS | {"critic_type": "v"}
@@ -129,7 +131,7 @@ def test_training_is_the_algorithm(spec, plain, settings):
 def test_the_actor_does_not_depend_on_the_features_being_cached(settings, monkeypatch):
     trained = []
     for limit in (2**28, 0):
-        monkeypatch.setattr("qwr_rllib.learner.MAX_CACHED_FEATURES_BYTES", limit)
+        monkeypatch.setattr("qwr_rllib.learning.evaluation.MAX_CACHED_FEATURES_BYTES", limit)
         learner, view = scripted(CONTINUOUS, settings)
         learner.train_actor(view)
         trained.append(weights(learner.actor))

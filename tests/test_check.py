@@ -12,7 +12,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from ray.tune.registry import register_env
 
 from qwr_rllib.cli import checking, qwr, rllib
-from qwr_rllib.envs import ATARI
+from qwr_rllib.envs.atari import ATARI
 
 
 class Fit(gym.Env):

@@ -10,7 +10,15 @@ import threading
 import numpy as np
 import pytest
 
-from qwr_rllib.checkpoint import MARKERS, NAMES, VALID, finish, opened, read_replay, replaced
+from qwr_rllib.algorithms.checkpoint import (
+    MARKERS,
+    NAMES,
+    VALID,
+    finish,
+    opened,
+    read_replay,
+    replaced,
+)
 from qwr_rllib.cli.evaluation import find_checkpoint
 
 FILES = ["algorithm_state.pkl", "policies/p/policy_state.pkl", "policies/p/rllib_checkpoint.json",

@@ -37,7 +37,7 @@ from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, r
 from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import Progress, iteration_return, row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
-from qwr_rllib.theorem import Trial
+from qwr_rllib.local.theorem import Trial
 
 ENVS = """
 import gymnasium as gym

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from qwr_rllib.metrics import METRICS, TAGS
+from qwr_rllib.prometheus import METRICS, TAGS
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"

@@ -22,11 +22,11 @@ from safetensors import safe_open
 
 import qwr_rllib
 from qwr_rllib import QWR, AWRConfig, QWRConfig
+from qwr_rllib.algorithms.policy import spec_of
 from qwr_rllib.cli import qwr
 from qwr_rllib.cli.evaluation import load_checkpoint, load_exported, make_env
 from qwr_rllib.deployment import FORMATS, METADATA_KEY, DeployedPolicy, describe, read
-from qwr_rllib.qwr_torch_policy import spec_of
-from qwr_rllib.settings import networks_of
+from qwr_rllib.learning.networks import networks_of
 
 ROOT = Path(__file__).parents[1]
 FEW = {"n_critic_steps": 2, "n_actor_steps": 2, "n_interactions": 50}

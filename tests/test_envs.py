@@ -7,15 +7,15 @@ from gymnasium.wrappers import AtariPreprocessing
 from ray.rllib.policy.sample_batch import SampleBatch
 
 from qwr_rllib import QWRConfig
-from qwr_rllib.envs import (
+from qwr_rllib.algorithms.policy import NEXT_INFOS, QWRTorchPolicy
+from qwr_rllib.envs.atari import (
     LIFE_LOST,
     LifeLoss,
     frame_stack_of,
     make_atari,
     require_observation_shape,
 )
-from qwr_rllib.qwr_torch_policy import NEXT_INFOS, QWRTorchPolicy
-from qwr_rllib.rollouts import fragments_of
+from qwr_rllib.sampling.worker import fragments_of
 
 
 def play(env, steps, seed=0):

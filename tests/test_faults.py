@@ -16,11 +16,12 @@ from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.replay.actor import Receipt
-from qwr_rllib.replay.refill import store_arrays
-from qwr_rllib.replay.storage import ReplayStorage, Slot
-from qwr_rllib.replay.supervisor import SupervisedReplay
-from qwr_rllib.replay.view import ReplayView
-from qwr_rllib.rollouts import collect, resend
+from qwr_rllib.replay.client import SupervisedReplay
+from qwr_rllib.replay.layout import Slot
+from qwr_rllib.replay.recovery import store_arrays
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.sampling.worker import collect, resend
 from qwr_rllib.specs import Spec
 
 TINY = {

@@ -18,8 +18,8 @@ from test_learner import (
     weights,
 )
 
-from qwr_rllib.learner import Learner
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.learning.learner import Learner
+from qwr_rllib.replay.replica import ReplayView
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

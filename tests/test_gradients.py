@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from qwr_rllib import kernels, losses
-from qwr_rllib.gradients import (
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.accel import kernels
+from qwr_rllib.learning.accel.gradients import (
     AutogradGradient,
     CriticGradient,
     DenseGradient,
@@ -17,7 +18,7 @@ from qwr_rllib.gradients import (
     gate_kernel,
     gradient_of,
 )
-from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.learning.networks import QWRNetworks
 from qwr_rllib.specs import Spec
 
 BATCH = 16
@@ -161,7 +162,7 @@ def test_the_compiled_adam_keeps_no_denormal_numbers():
 
 
 def test_without_numba_nothing_is_compiled(monkeypatch):
-    monkeypatch.setitem(sys.modules, "qwr_rllib.kernels", None)
+    monkeypatch.setitem(sys.modules, "qwr_rllib.learning.accel.kernels", None)
     critic = networks(discrete=False).critic
     assert gate_kernel(critic) is None
     into = torch.zeros(sum(parameter.numel() for parameter in critic.parameters()))

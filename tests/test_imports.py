@@ -1,8 +1,14 @@
 """A bare machine with torch and numpy can train: these modules need neither Ray nor Gymnasium."""
 
+import importlib
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from qwr_rllib._moved import MOVED
 
 WITHOUT_RAY = """
 import importlib
@@ -27,20 +33,65 @@ def run(code: str, before: str = WITHOUT_RAY) -> subprocess.CompletedProcess:
 
 def test_the_learner_needs_no_ray_and_the_formulas_nothing_of_ours():
     result = run("""
-for name in "specs", "losses":
+for name in "specs", "learning.losses":
     importlib.import_module(f"qwr_rllib.{name}")
-    print(*sorted(each for each in sys.modules if each.startswith("qwr_rllib.")))
-names = "networks", "gradients", "kernels", "learner", "settings", "deployment", "theorem"
-for name in *names, "replay.storage", "replay.view", "replay.refill", "replay.fragments":
+    ours = sorted(each for each in sys.modules if each.startswith("qwr_rllib."))
+    print(*(each for each in ours if each not in ("qwr_rllib._moved", "qwr_rllib.learning")))
+import pkgutil
+import qwr_rllib.learning, qwr_rllib.learning.accel, qwr_rllib.replay
+for package in qwr_rllib.learning, qwr_rllib.learning.accel, qwr_rllib.replay:
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        if module.name not in ("qwr_rllib.replay.actor", "qwr_rllib.replay.client"):
+            importlib.import_module(module.name)
+for name in "deployment", "local.theorem", "validation", "versions":
     importlib.import_module(f"qwr_rllib.{name}")
 """)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == ["qwr_rllib.specs", "qwr_rllib.losses qwr_rllib.specs"]
+    assert result.stdout.splitlines() == [
+        "qwr_rllib.specs",
+        "qwr_rllib.learning.losses qwr_rllib.specs",
+    ]
+
+
+ROOMS = ["specs", "learning", "replay", "sampling", "algorithms"]
+
+
+def test_imports_point_one_way():
+    """A room imports rooms before it alone; nothing imports the command line but itself."""
+    package = Path(__file__).parents[1] / "qwr_rllib"
+    for file in package.rglob("*.py"):
+        room = file.relative_to(package).parts[0].removesuffix(".py")
+        for target in re.findall(r"(?:from|import) qwr_rllib\.(\w+)", file.read_text()):
+            if room in ROOMS and target in ROOMS:
+                assert ROOMS.index(target) <= ROOMS.index(room) or {room, target} == {
+                    "learning",
+                    "replay",
+                }, f"{file} imports {target}"
+            assert target != "cli" or room == "cli", f"{file} imports the command line"
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_old_names_of_modules_still_give_what_was_in_them(old):
+    sys.modules.pop(f"qwr_rllib.{old}", None)
+    with pytest.warns(DeprecationWarning, match=f"qwr_rllib.{old} is now qwr_rllib"):
+        module = importlib.import_module(f"qwr_rllib.{old}")
+    for new in MOVED[old]:
+        found = importlib.import_module(f"qwr_rllib.{new}")
+        own = [
+            name
+            for name, value in vars(found).items()
+            if getattr(value, "__module__", None) == found.__name__
+        ]
+        assert own or new.endswith("validation")
+        for name in own:
+            assert getattr(module, name) is getattr(found, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 def test_training_in_one_process_needs_no_ray():
     code = WITHOUT_RAY.replace('("ray", "gymnasium")', '("ray",)')
-    result = run("import qwr_rllib.local", code)
+    result = run("import qwr_rllib.local.trainer", code)
     assert result.returncode == 0, result.stderr
 
 

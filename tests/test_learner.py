@@ -10,12 +10,14 @@ import torch
 from helpers import CONTINUOUS, DISCRETE, filled, fragment
 from torch.nn.utils import clip_grad_norm_, parameters_to_vector
 
-from qwr_rllib import learner as learner_module
-from qwr_rllib import steps as steps_module
-from qwr_rllib.learner import Learner, LearnerConfig, NonFiniteLossError
-from qwr_rllib.networks import QWRNetworks
+from qwr_rllib.learning import evaluation
+from qwr_rllib.learning import learner as learner_module
+from qwr_rllib.learning.accel import threads as threads_module
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.learner import Learner, NonFiniteLossError
+from qwr_rllib.learning.networks import QWRNetworks
+from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.storage import ReplayStorage
-from qwr_rllib.replay.view import ReplayView
 from qwr_rllib.specs import Spec
 
 SMALL = {"train_batch_size": 16, "n_critic_steps": 7, "n_actor_steps": 7, "target_update_freq": 3}
@@ -37,7 +39,7 @@ def learner_for(spec, seed=0, networks=None, **kwargs):
     config = LearnerConfig(**({"gamma": 0.9} | SMALL | FAST | kwargs))
     learner = Learner(networks or networks_for(spec), config, seed)
     where = learner.actor.head.weight.device
-    learner.observe(torch.tensor([[0.0, 0.0], [4.0, 8.0]], device=where))
+    learner.update_normalizer(torch.tensor([[0.0, 0.0], [4.0, 8.0]], device=where))
     return learner
 
 
@@ -281,7 +283,7 @@ class PlainQWR:
     ids=["defaults", "max", "mean", "clipped", "std", "abs", "none", "not compiled"],
 )
 def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
-    monkeypatch.setattr(learner_module, "MAX_TILE", 4)  # several tiles, the last one not whole
+    monkeypatch.setattr(evaluation, "MAX_TILE", 4)  # several tiles, the last one not whole
     learner, view = scripted(spec, **kwargs)
     plain = PlainQWR(learner, view, episodes(spec))
     before = weights(learner.critic), weights(learner.actor)
@@ -356,9 +358,9 @@ AWR = {"critic_type": "v", "actor_actions": "replay", "advantage_scaling": "mini
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous", "discrete"])
 @pytest.mark.parametrize("settings", [{}, AWR], ids=["qwr", "awr"])
 def test_threads_change_nothing(spec, settings, monkeypatch):
-    monkeypatch.setattr(learner_module, "MAX_TILE", 4)
-    monkeypatch.setattr(steps_module, "STEPS_ALONE", 1)
-    monkeypatch.setattr(steps_module, "PATIENCE_S", math.inf)
+    monkeypatch.setattr(evaluation, "MAX_TILE", 4)
+    monkeypatch.setattr(threads_module, "STEPS_ALONE", 1)
+    monkeypatch.setattr(threads_module, "PATIENCE_S", math.inf)
     found = []
     for threads in (1, 2, 3):
         # Of a size at which threads do share.
@@ -378,7 +380,7 @@ def test_threads_change_nothing(spec, settings, monkeypatch):
 
 
 def test_training_on_images_is_algorithm_2(monkeypatch):
-    monkeypatch.setattr(learner_module, "MAX_TILE_ELEMENTS", 3 * 20 * 20 * 5)  # five at once
+    monkeypatch.setattr(evaluation, "MAX_TILE_ELEMENTS", 3 * 20 * 20 * 5)  # five at once
     networks = networks_for(PICTURES, conv_filters=[[4, 8, 4], [8, 4, 2]], conv_hiddens=[16])
     learner, view = scripted(PICTURES, networks, films())
     plain = PlainQWR(learner, view, films())
@@ -408,7 +410,7 @@ def test_the_image_kernel_gives_what_the_networks_normalise(spec):
     view.prev = torch.randint(0, len(frames), (len(frames),))
     for count in (7, 3):  # the second in the memory of the first
         slots = torch.randint(0, len(frames), (count,))
-        found = learner._normalized(view, slots)
+        found = learner._inputs.of(view, slots)
         expected = learner.networks.normalize(view.observations(slots))
         assert torch.equal(found, expected)
         assert found.is_contiguous(memory_format=torch.channels_last)
@@ -420,11 +422,11 @@ def learner_for_images(spec, **kwargs):
 
 
 def test_bfloat16_without_instructions_for_it_warns_and_trains_in_float32(monkeypatch, caplog):
-    monkeypatch.setattr(learner_module, "_computes_bfloat16", lambda device: False)
+    monkeypatch.setattr(evaluation, "computes_bfloat16", lambda device: False)
     learner = learner_for_images(PICTURES, image_precision="bfloat16")
     assert "image_precision is 'bfloat16'" in caplog.text
     assert learner.actor.body.precision == torch.float32
-    monkeypatch.setattr(learner_module, "_computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(evaluation, "computes_bfloat16", lambda device: True)
     learner = learner_for_images(PICTURES, image_precision="bfloat16")
     parts = [learner.actor.body, learner.critic.body[0], learner.target_critic.body[0]]
     assert {part.precision for part in parts} == {torch.bfloat16}
@@ -439,8 +441,8 @@ def test_target_features_are_computed_once_a_sync_where_chunks_would_repeat_them
         if not once:
             monkeypatch.setattr(learner, "_visits_states_again", lambda view: False)
         passed = []
-        body = learner._bodies[learner.target_critic]
-        learner._bodies[learner.target_critic] = lambda obs, body=body, passed=passed: (
+        body = learner._by_target.body
+        learner._by_target.body = lambda obs, body=body, passed=passed: (
             passed.append(len(obs)) or body(obs)
         )
         learner.train_critic(view)
@@ -497,9 +499,9 @@ def test_a_target_synced_rarely_is_that_of_long_chunks(monkeypatch):
 def test_the_actor_does_not_depend_on_the_features_being_cached(monkeypatch):
     trained = []
     for limit in (2**28, 0):
-        monkeypatch.setattr(learner_module, "MAX_CACHED_FEATURES_BYTES", limit)
+        monkeypatch.setattr(evaluation, "MAX_CACHED_FEATURES_BYTES", limit)
         learner, view = scripted(CONTINUOUS)
-        assert (learner._all_features(view, learner.critic) is None) == (limit == 0)
+        assert (learner._by_critic.all_features(view) is None) == (limit == 0)
         learner.train_actor(view)
         trained.append(weights(learner.actor))
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-5)
@@ -623,16 +625,16 @@ def test_metrics_are_those_promised():
 
 def test_observe_feeds_the_normalizer():
     learner = Learner(networks_for(CONTINUOUS), LearnerConfig(), 0)
-    learner.observe(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    learner.update_normalizer(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
     assert learner.networks.normalizer.mean.tolist() == [2, 4]
-    learner.observe(torch.zeros(0, 2))
+    learner.update_normalizer(torch.zeros(0, 2))
     assert learner.networks.normalizer.mean.tolist() == [2, 4]
 
 
 def test_observe_does_nothing_without_a_normalizer():
     networks = networks_for(CONTINUOUS, normalize_observations=False)
     learner = Learner(networks, LearnerConfig(**SMALL), 0)
-    learner.observe(torch.ones(3, 2))
+    learner.update_normalizer(torch.ones(3, 2))
     learner.train(view_of(CONTINUOUS))
     assert learner.num_actor_updates == 7
 
@@ -668,7 +670,7 @@ def test_a_loaded_learner_goes_on_exactly(spec):
     loaded = learner_for(spec, 99, networks_for(spec, seed=99), n_action_samples=2)
     loaded.load_state_dict(torch.load(file, weights_only=True))
     for learner in (saved, loaded):
-        learner.observe(torch.tensor([[3.0, 9.0]]))
+        learner.update_normalizer(torch.tensor([[3.0, 9.0]]))
     metrics = [learner.train(view) for learner in (saved, loaded)]
     for name, value in saved.networks.state_dict().items():
         assert torch.equal(loaded.networks.state_dict()[name], value), name

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from qwr_rllib import losses
-from qwr_rllib.learner import Learner, LearnerConfig
-from qwr_rllib.networks import GatedCritic, QWRNetworks
-from qwr_rllib.replay.storage import Fragment, ReplayStorage
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.learner import Learner
+from qwr_rllib.learning.networks import GatedCritic, QWRNetworks
+from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
 LIMIT = 30  # steps of an episode
@@ -181,7 +183,7 @@ def train(env, seed=0):
         for fragment in collector.collect(25):
             storage.add(fragment)
         new = view.update(storage.changes(view.uid, view.version))
-        learner.observe(view.columns["obs"][new])
+        learner.update_normalizer(view.columns["obs"][new])
         learner.train(view)
     return evaluate(env, networks)
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from qwr_rllib import local
+from qwr_rllib.learning.config import defaults_of
+from qwr_rllib.learning.networks import QWRNetworks
 from qwr_rllib.local import LocalTrainer, Runner
-from qwr_rllib.networks import QWRNetworks
-from qwr_rllib.replay.storage import Slot
-from qwr_rllib.settings import defaults_of
+from qwr_rllib.local import trainer as local
+from qwr_rllib.replay.layout import Slot
 
 FEW = {"n_interactions": 30, "n_critic_steps": 3, "n_actor_steps": 3, "train_batch_size": 8}
 

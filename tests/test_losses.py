@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwr_rllib import losses
+from qwr_rllib.learning import losses
 
 Q = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]])
 PROBS = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25]])

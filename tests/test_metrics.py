@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from qwr_rllib import QWRConfig
-from qwr_rllib import metrics as metrics_module
-from qwr_rllib.metrics import METRICS, RunMetrics
+from qwr_rllib import prometheus as metrics_module
+from qwr_rllib.prometheus import METRICS, RunMetrics
 
 SAMPLE = re.compile(r"^(ray_qwr_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 

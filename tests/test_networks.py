@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from qwr_rllib import losses
-from qwr_rllib.networks import (
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.networks import (
     CategoricalActor,
     GatedCritic,
     GaussianActor,

@@ -16,9 +16,9 @@ from ray.rllib.policy.sample_batch import SampleBatch
 
 from qwr_rllib import AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
+from qwr_rllib.envs.spaces import fitted, spec_of
 from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return
-from qwr_rllib.replay.view import ReplayView
-from qwr_rllib.spaces import fitted, spec_of
+from qwr_rllib.replay.replica import ReplayView
 
 minari = pytest.importorskip("minari")
 from minari.data_collector import EpisodeBuffer  # noqa: E402

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from qwr_rllib import products
+from qwr_rllib.learning.accel import gemm as products
 
 SHAPES = [(1, 1, 1), (7, 5, 3), (256, 17, 64), (33, 300, 6), (64, 64, 64)]
 

@@ -20,9 +20,9 @@ from ray.rllib.policy.sample_batch import convert_ma_batch_to_sample_batch
 from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
-from qwr_rllib.collection import Collector
-from qwr_rllib.qwr import RefusedRowsError
+from qwr_rllib.algorithms.qwr import RefusedRowsError
 from qwr_rllib.replay.actor import Receipt
+from qwr_rllib.sampling.collector import Collector
 
 SMALL = {
     "n_interactions": 200,
@@ -880,7 +880,7 @@ def test_a_config_survives_its_dict_form():
     ],
 )
 def test_other_spaces_are_named(spaces, message):
-    from qwr_rllib.spaces import spec_of
+    from qwr_rllib.envs.spaces import spec_of
 
     with pytest.raises(ValueError, match=message):
         spec_of(*spaces)

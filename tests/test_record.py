@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from qwr_rllib import QWRConfig
 from qwr_rllib.cli import qwr
+from qwr_rllib.envs.spaces import spec_of
 from qwr_rllib.offline import MU_KEY, OfflineConfig, load
-from qwr_rllib.spaces import spec_of
 
 minari = pytest.importorskip("minari")
 

@@ -5,9 +5,9 @@ from helpers import CONTINUOUS, STACKED, fragment, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwr_rllib.replay.refill import store_arrays
+from qwr_rllib.replay.recovery import store_arrays
+from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.storage import ReplayStorage
-from qwr_rllib.replay.view import ReplayView
 
 # Fragments of a few episodes in arbitrary turns: they join, leave gaps, repeat, end, evict.
 ARRIVALS = st.lists(

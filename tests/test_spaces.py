@@ -26,12 +26,13 @@ from gymnasium.wrappers import ClipAction, FlattenObservation, TransformAction
 from ray.rllib.evaluation.rollout_worker import RolloutWorker
 from ray.tune.registry import register_env
 
-from qwr_rllib import QWR, QWRConfig, local
+from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.algorithms.policy import QWRTorchPolicy
 from qwr_rllib.cli.evaluation import find_checkpoint, load_checkpoint, play
 from qwr_rllib.cli.experiments import make_env
-from qwr_rllib.networks import QWRNetworks
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
-from qwr_rllib.spaces import fitted, spec_of
+from qwr_rllib.envs.spaces import fitted, spec_of
+from qwr_rllib.learning.networks import QWRNetworks
+from qwr_rllib.local import trainer as local
 from qwr_rllib.specs import Spec
 
 VECTOR = Box(-1, 1, (3,))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qwr_rllib import steps
-from qwr_rllib.steps import Sharing
+from qwr_rllib.learning.accel import threads as steps
+from qwr_rllib.learning.accel.threads import AdaptiveThreads
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def threads_of(sharing, clock, seconds):
 
 
 def test_the_first_steps_have_one_thread_and_the_others_all(clock):
-    with Sharing(2) as sharing:
+    with AdaptiveThreads(2) as sharing:
         assert threads_of(sharing, clock, [1.0, 1.0, 0.6]) == [1, 1, 2]
         assert torch.get_num_threads() == 2  # for what prepares the next ones
         clock.now += 10
@@ -36,17 +36,17 @@ def test_the_first_steps_have_one_thread_and_the_others_all(clock):
 
 
 def test_what_falls_behind_one_thread_goes_on_with_one(clock):
-    with Sharing(2) as sharing:
+    with AdaptiveThreads(2) as sharing:
         threads_of(sharing, clock, [1.0, 1.2])  # 1.1 on average
         # Behind after the third step: 0.5 + 1.1 + 1.8 > 3 * 1.1.
         assert threads_of(sharing, clock, [0.5, 1.1, 1.8, 0.1]) == [2, 2, 2, 1]
         assert threads_of(sharing, clock, [0.1]) == [1]
-    with Sharing(2) as next_phase:
+    with AdaptiveThreads(2) as next_phase:
         assert threads_of(next_phase, clock, [1.0, 1.0, 0.5]) == [1, 1, 2]
 
 
 def test_a_moment_behind_is_forgiven(clock):
-    with Sharing(2) as sharing:
+    with AdaptiveThreads(2) as sharing:
         threads_of(sharing, clock, [0.001, 0.001])
         assert threads_of(sharing, clock, [0.0205, 0.0005, 0.003, 0.0005]) == [2, 2, 2, 1]
 
@@ -54,7 +54,7 @@ def test_a_moment_behind_is_forgiven(clock):
 def test_with_one_thread_pytorchs_number_is_not_touched(clock):
     torch.set_num_threads(2)
     try:
-        with Sharing(1) as sharing:
+        with AdaptiveThreads(1) as sharing:
             assert threads_of(sharing, clock, [1.0, 1.0, 3.0, 3.0]) == [2, 2, 2, 2]
         assert torch.get_num_threads() == 2
     finally:
@@ -63,7 +63,7 @@ def test_with_one_thread_pytorchs_number_is_not_touched(clock):
 
 def test_threads_are_as_before_after_an_error(clock):
     def fail():
-        with Sharing(2) as sharing:
+        with AdaptiveThreads(2) as sharing:
             threads_of(sharing, clock, [1.0, 1.0])
             for _ in sharing.over([1.0]):
                 raise ZeroDivisionError

@@ -9,14 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwr_rllib.replay.actor import Replay
-from qwr_rllib.replay.storage import (
-    Fragment,
-    RefusedFragmentError,
-    ReplayStorage,
-    Slot,
-    memory_bytes,
-)
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.replay.fragments import Fragment, RefusedFragmentError
+from qwr_rllib.replay.layout import Slot, memory_bytes
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
 WALKER = Spec(obs_shape=(17,), obs_dtype="float32", action_dim=6, discrete=False)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from qwr_rllib.cli import qwr
 from qwr_rllib.cli.theorem import table
-from qwr_rllib.theorem import (
+from qwr_rllib.local.theorem import (
     HORIZON,
     Outcome,
     Reach,

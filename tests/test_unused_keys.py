@@ -11,8 +11,8 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.models import MODEL_DEFAULTS
 
 from qwr_rllib import QWR, AWRConfig, QWRConfig
+from qwr_rllib.algorithms.unused_keys import UNUSED, UNUSED_MODEL
 from qwr_rllib.cli.experiments import Overrides, check_experiment
-from qwr_rllib.unused_keys import UNUSED, UNUSED_MODEL
 
 METHODS = {
     "lr": lambda config: config.training(lr=0.001),

@@ -5,8 +5,9 @@ from helpers import CONTINUOUS, DISCRETE, STACKED, filled, fragment, slot_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwr_rllib.replay.storage import ReplayStorage, Slot
-from qwr_rllib.replay.view import ReplayView
+from qwr_rllib.replay.layout import Slot
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
 

@@ -25,15 +25,14 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from rich.console import Console
 from rich.table import Table
 
+from qwr_rllib.algorithms.qwr import QWRConfig
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import load_user_modules, make_env, read_file, resolve_algorithm
 from qwr_rllib.cli.user_modules import UserModules
-from qwr_rllib.envs import frame_stack_of, require_observation_shape
-from qwr_rllib.networks import IMAGE_NETWORKS, channels_first
-from qwr_rllib.qwr import QWRConfig
-from qwr_rllib.replay.storage import memory_bytes
-from qwr_rllib.settings import networks_of
-from qwr_rllib.spaces import fitted, is_flattened, one_line, spec_of
+from qwr_rllib.envs.atari import frame_stack_of, require_observation_shape
+from qwr_rllib.envs.spaces import fitted, is_flattened, one_line, spec_of
+from qwr_rllib.learning.networks import IMAGE_NETWORKS, channels_first, networks_of
+from qwr_rllib.replay.layout import memory_bytes
 from qwr_rllib.specs import Spec
 
 FAILED = 1

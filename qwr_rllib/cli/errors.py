@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qwr_rllib.names import did_you_mean
+from qwr_rllib.validation import did_you_mean
 
 
 class ConfigError(click.ClickException):

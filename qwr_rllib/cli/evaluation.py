@@ -36,11 +36,11 @@ from rich.console import Console
 from rich.table import Table
 
 from qwr_rllib import AWAC, AWR, QWR
-from qwr_rllib.checkpoint import finish
+from qwr_rllib.algorithms.checkpoint import finish
+from qwr_rllib.algorithms.policy import QWRTorchPolicy
 from qwr_rllib.cli.errors import ConfigError, require_folder, require_folder_of
 from qwr_rllib.cli.experiments import make_env, read_file
 from qwr_rllib.deployment import read
-from qwr_rllib.qwr_torch_policy import QWRTorchPolicy
 
 NEW_STACK = Version("2.0")
 """RLlib's version of the checkpoints whose algorithms are on the new API stack."""

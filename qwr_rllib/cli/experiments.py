@@ -30,13 +30,13 @@ from ray.tune.search.variant_generator import format_vars, generate_variants
 from ray.tune.utils import flatten_dict
 
 import qwr_rllib
+from qwr_rllib.algorithms.qwr import QWRConfig
 from qwr_rllib.cli.errors import ConfigError, check_keys, require_file, require_folder
 from qwr_rllib.cli.loggers import check_loggers, make_loggers
 from qwr_rllib.cli.sweeps import SWEEP_KEYS, Sweep, read_sweep, with_spaces
 from qwr_rllib.cli.user_modules import UserModules
-from qwr_rllib.learner import LearnerConfig
-from qwr_rllib.names import did_you_mean
-from qwr_rllib.qwr import QWRConfig
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.validation import did_you_mean
 
 CHECKPOINT_KEYS = {f.name for f in dataclasses.fields(CheckpointConfig) if f.name[0] != "_"}
 TUNE_KEYS = set(inspect.signature(TuneExperiment).parameters) - {"name", "local_dir"}

@@ -9,13 +9,13 @@ import click
 import torch
 from ray.rllib.policy.policy import PolicySpec
 
+from qwr_rllib.algorithms.policy import spec_of
+from qwr_rllib.algorithms.qwr import QWR
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.evaluation import find_checkpoint, read_algorithm
 from qwr_rllib.cli.experiments import read_file
 from qwr_rllib.deployment import FORMATS, DeployedPolicy, describe, read
-from qwr_rllib.envs import frame_stack_of
-from qwr_rllib.qwr import QWR
-from qwr_rllib.qwr_torch_policy import spec_of
+from qwr_rllib.envs.atari import frame_stack_of
 
 
 def read_policy(checkpoint: Path) -> DeployedPolicy:

@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.logger import LoggerCallback
 
 from qwr_rllib.cli.errors import ConfigError, check_keys
-from qwr_rllib.names import did_you_mean
+from qwr_rllib.validation import did_you_mean
 
 LOGGERS = {
     "tensorboard": "ray.tune.logger.tensorboardx:TBXLoggerCallback",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import qwr_rllib
 from qwr_rllib.cli.errors import ConfigError, require_file, require_folder
-from qwr_rllib.names import did_you_mean
+from qwr_rllib.validation import did_you_mean
 
 POLICY_FILE = "policy.safetensors"
 PRETRAINED = Path(qwr_rllib.__file__).with_name("pretrained")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 
-from qwr_rllib.names import did_you_mean
+from qwr_rllib.validation import did_you_mean
 
 ITERATION = "training_iteration"
 ENV_STEPS = "num_env_steps_sampled_lifetime"

@@ -15,7 +15,7 @@ from ray.tune.search import SEARCH_ALG_IMPORT, Searcher
 from ray.tune.search.sample import Domain
 
 from qwr_rllib.cli.errors import ConfigError, check_keys
-from qwr_rllib.names import did_you_mean
+from qwr_rllib.validation import did_you_mean
 
 SWEEP_KEYS = {
     "metric",

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from qwr_rllib.cli.errors import ConfigError, require_folder_of
-from qwr_rllib.theorem import Outcome, Trial, run_trial, trials
+from qwr_rllib.local.theorem import Outcome, Trial, run_trial, trials
 
 KINDS = {True: "discrete", False: "Gaussian"}
 COLORS = {"AWR": "tab:orange", "QWR": "tab:blue"}

@@ -8,13 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from qwr_rllib.replay.storage import (
-    Changes,
-    Fragment,
-    Refusal,
-    RefusedFragmentError,
-    ReplayStorage,
-)
+from qwr_rllib.replay.fragments import Fragment, Refusal, RefusedFragmentError
+from qwr_rllib.replay.storage import Changes, ReplayStorage
 from qwr_rllib.specs import Spec
 
 # What a replay counts beside its rows; kept in its arrays, which a successor and a checkpoint take.

@@ -1,16 +1,79 @@
-"""Makes fragments, the unit that the replay stores, of steps in the order of their collection.
+"""Fragments, the unit that the replay stores: what they are, their making and their checks.
 
 Knows numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from qwr_rllib.replay.storage import Fragment
 from qwr_rllib.specs import Spec
+
+
+class RefusedFragmentError(ValueError):
+    """A fragment that cannot be stored; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """``k`` consecutive steps of one episode, as a rollout worker collected them."""
+
+    episode: int
+    """Unique over all workers."""
+    start: int
+    """The episode's time step of the first row: joins fragments, tells a gap or a repeat."""
+    obs: np.ndarray
+    """``(k + 1, ...)``: raw observations, of a stack the newest frame; ``(k, ...)`` where the
+    episode terminated."""
+    action_dist_inputs: np.ndarray
+    """``(k + 1, m)`` or ``(k, m)``: the parameters of ``mu`` in those states."""
+    actions: np.ndarray
+    """``(k, ...)``."""
+    rewards: np.ndarray
+    """``(k,)``."""
+    terminated: bool
+    """The last row led to a terminal state, whose value is 0."""
+    done: bool
+    """The episode is over: terminated, or cut by a time limit."""
+    context: np.ndarray | None = None
+    """``(c, ...)``: the frames before the first row, oldest first, where they are stacked."""
+    policy_version: int | np.ndarray = 0
+    """Actor updates that the acting policy had had; a number or ``(k,)``."""
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    def part(self, start: int, stop: int, frame_stack: int) -> Fragment:
+        """Rows ``start`` to ``stop`` with the state after them; cut there unless it is the end.
+
+        Args:
+            start: of the part, counted from the fragment's first row.
+            stop: the row after the part's last.
+            frame_stack: frames of an observation, of which the part needs the older ones.
+        """
+        last = stop == len(self)
+        terminated = last and self.terminated
+        states = slice(start, stop + (not terminated))
+        context = self.context
+        if context is not None:
+            frames = np.concatenate([context, self.obs[:start]])
+            context = frames[max(0, len(frames) - frame_stack + 1) :]
+        version = self.policy_version
+        return Fragment(
+            episode=self.episode,
+            start=self.start + start,
+            obs=self.obs[states],
+            action_dist_inputs=self.action_dist_inputs[states],
+            actions=self.actions[start:stop],
+            rewards=self.rewards[start:stop],
+            terminated=terminated,
+            done=self.done or not last,
+            context=context,
+            policy_version=version if isinstance(version, int) else version[start:stop],
+        )
 
 
 def split_steps(
@@ -86,3 +149,77 @@ def split_steps(
             )
         )
     return fragments
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Consecutive rows that were not stored."""
+
+    num_rows: int
+    message: str
+    """What is wrong, and the time steps of the rows."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A bad value, and the rows that it spoils; they may lie beyond the fragment."""
+
+    first_row: int
+    last_row: int
+    message: str
+
+
+def check_form(fragment: Fragment, spec: Spec, capacity: int) -> None:
+    """Checks what concerns the fragment as a whole: its length, shapes and dtypes.
+
+    Raises:
+        RefusedFragmentError: naming the column, what it has and what is allowed.
+    """
+    rows = len(fragment)
+    if not 1 <= rows <= capacity:
+        raise RefusedFragmentError(
+            f"a fragment has 1 to {capacity} rows (the replay's capacity), got {rows}"
+        )
+    states = rows + (not fragment.terminated)
+    values = [
+        ("obs", fragment.obs, states),
+        ("action_dist_inputs", fragment.action_dist_inputs, states),
+        ("actions", fragment.actions, rows),
+        ("rewards", fragment.rewards, rows),
+    ]
+    if fragment.context is not None:
+        values.append(("obs", fragment.context, len(fragment.context)))
+    for name, value, length in values:
+        shape, dtype = spec.columns[name]
+        if value.shape != (length, *shape):
+            raise RefusedFragmentError(
+                f"{name} must have shape {(length, *shape)}, got {value.shape}"
+            )
+        if not np.can_cast(value.dtype, dtype, "same_kind"):
+            raise RefusedFragmentError(f"{name} must be {dtype}, got {value.dtype}")
+
+
+def faults(fragment: Fragment, spec: Spec) -> Iterator[Fault]:
+    """The bad values of a fragment whose form is right, column by column."""
+    frames, before = fragment.obs, 0
+    if fragment.context is not None:
+        frames, before = np.concatenate([fragment.context, frames]), len(fragment.context)
+    # A bad frame is part of the states up to when it leaves the stack. A bad state spoils the
+    # row of the action taken there and the row that led to it.
+    for name, values, offset, first, last in (
+        ("obs", frames, -before, -1, spec.frame_stack - 1),
+        ("action_dist_inputs", fragment.action_dist_inputs, 0, -1, 0),
+        ("actions", fragment.actions, 0, 0, 0),
+        ("rewards", fragment.rewards, 0, 0, 0),
+    ):
+        with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
+            finite = np.isfinite(values.astype(spec.columns[name][1]))
+        for i in np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1)).tolist():
+            row = i + offset
+            message = f"{name} has a NaN or infinite value at step {fragment.start + row}"
+            yield Fault(row + first, row + last, message)
+    if spec.discrete:
+        limit = spec.action_dim
+        for row in np.flatnonzero((fragment.actions < 0) | (fragment.actions >= limit)).tolist():
+            message = f"actions must be in [0, {limit}), got {fragment.actions[row]}"
+            yield Fault(row, row, message)

@@ -15,104 +15,22 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
+from qwr_rllib.replay.fragments import (
+    Fragment,
+    Refusal,
+    RefusedFragmentError,
+    check_form,
+    faults,
+)
+from qwr_rllib.replay.layout import Slot, all_columns, num_slots
+from qwr_rllib.replay.serialization import check_arrays
 from qwr_rllib.specs import Spec
-
-
-class Slot(IntEnum):
-    """What a slot holds."""
-
-    FREE = 0
-    ROW = 1
-    TAIL = 2
-    CONTEXT = 3
-
-
-class RefusedFragmentError(ValueError):
-    """A fragment that cannot be stored; the message says what is wrong with it."""
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """``k`` consecutive steps of one episode, as a rollout worker collected them."""
-
-    episode: int
-    """Unique over all workers."""
-    start: int
-    """The episode's time step of the first row: joins fragments, tells a gap or a repeat."""
-    obs: np.ndarray
-    """``(k + 1, ...)``: raw observations, of a stack the newest frame; ``(k, ...)`` where the
-    episode terminated."""
-    action_dist_inputs: np.ndarray
-    """``(k + 1, m)`` or ``(k, m)``: the parameters of ``mu`` in those states."""
-    actions: np.ndarray
-    """``(k, ...)``."""
-    rewards: np.ndarray
-    """``(k,)``."""
-    terminated: bool
-    """The last row led to a terminal state, whose value is 0."""
-    done: bool
-    """The episode is over: terminated, or cut by a time limit."""
-    context: np.ndarray | None = None
-    """``(c, ...)``: the frames before the first row, oldest first, where they are stacked."""
-    policy_version: int | np.ndarray = 0
-    """Actor updates that the acting policy had had; a number or ``(k,)``."""
-
-    def __len__(self) -> int:
-        return len(self.rewards)
-
-    def part(self, start: int, stop: int, frame_stack: int) -> Fragment:
-        """Rows ``start`` to ``stop`` with the state after them; cut there unless it is the end.
-
-        Args:
-            start: of the part, counted from the fragment's first row.
-            stop: the row after the part's last.
-            frame_stack: frames of an observation, of which the part needs the older ones.
-        """
-        last = stop == len(self)
-        terminated = last and self.terminated
-        states = slice(start, stop + (not terminated))
-        context = self.context
-        if context is not None:
-            frames = np.concatenate([context, self.obs[:start]])
-            context = frames[max(0, len(frames) - frame_stack + 1) :]
-        version = self.policy_version
-        return Fragment(
-            episode=self.episode,
-            start=self.start + start,
-            obs=self.obs[states],
-            action_dist_inputs=self.action_dist_inputs[states],
-            actions=self.actions[start:stop],
-            rewards=self.rewards[start:stop],
-            terminated=terminated,
-            done=self.done or not last,
-            context=context,
-            policy_version=version if isinstance(version, int) else version[start:stop],
-        )
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Consecutive rows that were not stored."""
-
-    num_rows: int
-    message: str
-    """What is wrong, and the time steps of the rows."""
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """A bad value, and the rows that it spoils; they may lie beyond the fragment."""
-
-    first_row: int
-    last_row: int
-    message: str
 
 
 @dataclass(frozen=True)
@@ -160,7 +78,7 @@ class ReplayStorage:
         self.max_trajectory = max(1, capacity // 10)
         self.columns = {
             name: np.zeros((self.num_slots, *shape), dtype)
-            for name, (shape, dtype) in _all_columns(spec).items()
+            for name, (shape, dtype) in all_columns(spec).items()
         }
         self._stamps = np.zeros(self.num_slots, np.int64)
         self._clear()
@@ -198,8 +116,8 @@ class ReplayStorage:
             RefusedFragmentError: if a column has a wrong shape or dtype, or values that are not
                 finite or not actions, or if it has more rows than the capacity.
         """
-        self._check_form(fragment)
-        for fault in self._faults(fragment):
+        check_form(fragment, self.spec, self.capacity)
+        for fault in faults(fragment, self.spec):
             raise RefusedFragmentError(fault.message)
         return self._store(fragment)
 
@@ -216,9 +134,9 @@ class ReplayStorage:
             RefusedFragmentError: if a column has a wrong shape or dtype, or if the fragment has
                 more rows than the capacity: there is no telling its rows apart.
         """
-        self._check_form(fragment)
+        check_form(fragment, self.spec, self.capacity)
         reasons: dict[int, str] = {}  # of the bad rows
-        for fault in self._faults(fragment):
+        for fault in faults(fragment, self.spec):
             for row in range(max(0, fault.first_row), min(fault.last_row + 1, len(fragment))):
                 reasons.setdefault(row, fault.message)
         if not reasons:
@@ -343,58 +261,6 @@ class ReplayStorage:
         self._free[self._num_free : self._num_free + len(slots)] = slots[::-1]
         self._num_free += len(slots)
 
-    def _check_form(self, fragment: Fragment) -> None:
-        """Checks what concerns the fragment as a whole: its length, shapes and dtypes."""
-        rows = len(fragment)
-        if not 1 <= rows <= self.capacity:
-            raise RefusedFragmentError(
-                f"a fragment has 1 to {self.capacity} rows (the replay's capacity), got {rows}"
-            )
-        states = rows + (not fragment.terminated)
-        values = [
-            ("obs", fragment.obs, states),
-            ("action_dist_inputs", fragment.action_dist_inputs, states),
-            ("actions", fragment.actions, rows),
-            ("rewards", fragment.rewards, rows),
-        ]
-        if fragment.context is not None:
-            values.append(("obs", fragment.context, len(fragment.context)))
-        for name, value, length in values:
-            shape, dtype = self.spec.columns[name]
-            if value.shape != (length, *shape):
-                raise RefusedFragmentError(
-                    f"{name} must have shape {(length, *shape)}, got {value.shape}"
-                )
-            if not np.can_cast(value.dtype, dtype, "same_kind"):
-                raise RefusedFragmentError(f"{name} must be {dtype}, got {value.dtype}")
-
-    def _faults(self, fragment: Fragment) -> Iterator[_Fault]:
-        """The bad values of a fragment whose form is right, column by column."""
-        frames, before = fragment.obs, 0
-        if fragment.context is not None:
-            frames, before = np.concatenate([fragment.context, frames]), len(fragment.context)
-        # A bad frame is part of the states up to when it leaves the stack. A bad state spoils the
-        # row of the action taken there and the row that led to it.
-        for name, values, offset, first, last in (
-            ("obs", frames, -before, -1, self.spec.frame_stack - 1),
-            ("action_dist_inputs", fragment.action_dist_inputs, 0, -1, 0),
-            ("actions", fragment.actions, 0, 0, 0),
-            ("rewards", fragment.rewards, 0, 0, 0),
-        ):
-            with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
-                finite = np.isfinite(values.astype(self.spec.columns[name][1]))
-            for i in np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1)).tolist():
-                row = i + offset
-                message = f"{name} has a NaN or infinite value at step {fragment.start + row}"
-                yield _Fault(row + first, row + last, message)
-        if self.spec.discrete:
-            limit = self.spec.action_dim
-            for row in np.flatnonzero(
-                (fragment.actions < 0) | (fragment.actions >= limit)
-            ).tolist():
-                message = f"actions must be in [0, {limit}), got {fragment.actions[row]}"
-                yield _Fault(row, row, message)
-
     def changes(self, uid: int = 0, since: int = -1) -> Changes:
         """What a copy lacks that was last brought up to date to version ``since`` of ``uid``.
 
@@ -506,78 +372,3 @@ class ReplayStorage:
                 )
             )
         self.num_rows_inserted_lifetime = saved.num_rows_inserted_lifetime
-
-
-def num_slots(capacity: int) -> int:
-    """Slots for ``capacity`` rows and for the tails and contexts of their trajectories."""
-    return capacity + max(64, capacity // 16)
-
-
-def _all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    return spec.columns | {
-        "kind": ((), np.dtype("int8")),
-        # Slots of the state after and before; at an end, the slot itself.
-        "next": ((), np.dtype("int32")),
-        "prev": ((), np.dtype("int32")),
-        "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
-        "policy_version": ((), np.dtype("int32")),  # actor updates of the policy that collected it
-    }
-
-
-# The dimensions of what a store has beside its columns, see `ReplayStorage.state_arrays`.
-_INDEX_ARRAYS = {"counters": 1, "slots": 1, "free": 1, "trajectories": 2, "trajectory_slots": 1}
-
-
-def check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
-    """Checks what :meth:`ReplayStorage.load` is to take.
-
-    Raises:
-        ValueError: if an array is missing, has another shape or dtype, or contradicts the others.
-    """
-    try:
-        _check_arrays(spec, arrays)
-    except KeyError as error:
-        raise ValueError(f"the replay's file lacks the array {error}") from None
-
-
-def _check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
-    for name, dimensions in _INDEX_ARRAYS.items():
-        if arrays[name].ndim != dimensions or arrays[name].dtype.kind not in "iu":
-            raise ValueError(
-                f"{name} must be integers of {dimensions} dimensions, the replay's file has "
-                f"{arrays[name].dtype} {arrays[name].shape}"
-            )
-    slots, free = arrays["slots"], arrays["free"]
-    for name, (shape, dtype) in _all_columns(spec).items():
-        column = arrays[f"column_{name}"]
-        if column.shape != (len(slots), *shape) or column.dtype != dtype:
-            raise ValueError(
-                f"{name} must be {dtype} {shape} per row, the replay's file has "
-                f"{column.dtype} {column.shape[1:]} for {len(slots)} slots"
-            )
-    kind = arrays["column_kind"]
-    following, preceding = arrays["column_next"], arrays["column_prev"]
-    table, own_slots = arrays["trajectories"], arrays["trajectory_slots"]
-    held = len(slots) + len(free)
-    consistent = (
-        arrays["counters"].shape == (3,)
-        and held == num_slots(int(arrays["counters"][0]))
-        and np.array_equal(np.sort(np.append(slots, free)), np.arange(held))
-        and all(((links >= 0) & (links < held)).all() for links in (following, preceding))
-        and table.shape[1:] == (7,)
-        and table[:, 2:4].sum() == len(own_slots)
-        and table[:, 3].sum() == (kind == Slot.ROW).sum()
-        and np.array_equal(np.sort(own_slots), np.sort(slots[kind != Slot.TAIL]))
-        and np.array_equal(np.sort(table[table[:, 4] >= 0, 4]), np.sort(slots[kind == Slot.TAIL]))
-    )
-    if not consistent:
-        raise ValueError("the arrays of the replay's file contradict each other")
-
-
-def memory_bytes(spec: Spec, capacity: int) -> int:
-    """What a store of this capacity allocates, without allocating it."""
-    row = sum(
-        int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        for shape, dtype in _all_columns(spec).values()
-    )
-    return num_slots(capacity) * (row + 2 * np.dtype("int64").itemsize)

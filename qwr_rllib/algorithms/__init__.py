@@ -1,0 +1,1 @@
+"""The algorithms on RLlib: configs, algorithm classes, policy, checkpoints."""

@@ -1,0 +1,36 @@
+"""Advantage-weighted actor-critic: QWR's critic, AWR's actor."""
+
+from __future__ import annotations
+
+from ray.rllib.utils.annotations import override
+
+from qwr_rllib.algorithms.qwr import QWR, QWRConfig
+from qwr_rllib.learning.config import ALGORITHMS
+
+
+class AWACConfig(QWRConfig):
+    """Configures :class:`AWAC`.
+
+    Minimises, alternating (after Nair et al., 2020, https://arxiv.org/abs/2006.09359),
+
+        critic:  E[(Q(s, a) - R)^2],  as QWR
+        actor:  -E[w log pi(a|s)],  w = exp((Q(s, a) - V(s)) / beta),  a the action in the replay
+
+    with ``V(s)`` the mean of ``Q`` over actions of mu. Where Nair et al. take actions of the
+    current policy, here they are of the stored mu, so that this differs from QWR in the actor's
+    action alone. Everything else is as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or AWAC)
+        for name, value in ALGORITHMS["AWAC"].items():
+            setattr(self, name, value)
+
+
+class AWAC(QWR):
+    """Advantage-weighted actor-critic; see :class:`AWACConfig`."""
+
+    @classmethod
+    @override(QWR)
+    def get_default_config(cls) -> AWACConfig:
+        return AWACConfig()

@@ -1,0 +1,41 @@
+"""Advantage-Weighted Regression: QWR's parts without Q and without actions of its own."""
+
+from __future__ import annotations
+
+from ray.rllib.utils.annotations import override
+
+from qwr_rllib.algorithms.qwr import QWR, QWRConfig
+from qwr_rllib.learning.config import ALGORITHMS
+
+
+class AWRConfig(QWRConfig):
+    """Configures :class:`AWR`.
+
+    Minimises, alternating (Peng et al., 2019, https://arxiv.org/abs/1910.00177; Algorithm 1 of
+    Kozakowski et al., 2021, https://arxiv.org/abs/2102.06782),
+
+        critic:  E[(V(s) - R)^2],  R the TD(lambda) return of the trajectory in the replay
+        actor:  -E[w log pi(a|s)],  w = exp((R - V(s)) / beta),  a the action in the replay
+
+    It never asks what another action than the logged one would return, so that in a replay with
+    one action in each state it can only clone (``docs/theorem.md``).
+
+    The return is truncated after ``margin`` steps. AWR's runs to the trajectory's end; what lies
+    beyond the default of 60 steps has a weight of ``lambda^60``, less than 5 %. The replay holds
+    50 000 steps, as Peng et al.'s: of few, with one action in each state, the actor learns the
+    noise. Everything else is as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or AWR)
+        for name, value in ALGORITHMS["AWR"].items():
+            setattr(self, name, value)
+
+
+class AWR(QWR):
+    """Advantage-Weighted Regression; see :class:`AWRConfig`."""
+
+    @classmethod
+    @override(QWR)
+    def get_default_config(cls) -> AWRConfig:
+        return AWRConfig()

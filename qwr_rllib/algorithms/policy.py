@@ -1,0 +1,263 @@
+"""RLlib's carrier of the agent: acts, exchanges weights and state, owns a learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.models.modelv2 import ModelV2
+from ray.rllib.models.torch.torch_action_dist import TorchCategorical, TorchDistributionWrapper
+from ray.rllib.models.torch.torch_modelv2 import TorchModelV2
+from ray.rllib.policy.policy import Policy, PolicyState
+from ray.rllib.policy.sample_batch import SampleBatch
+from ray.rllib.policy.torch_policy_v2 import TorchPolicyV2
+from ray.rllib.policy.view_requirement import ViewRequirement
+from ray.rllib.utils.annotations import override
+from torch import Tensor, nn
+
+from qwr_rllib.algorithms.resources import learner_threads
+from qwr_rllib.deployment import DeployedPolicy, describe, save_onnx, save_torchscript
+from qwr_rllib.envs.atari import frame_stack_of
+from qwr_rllib.envs.spaces import check_actions, spec_of
+from qwr_rllib.learning.config import learner_config
+from qwr_rllib.learning.learner import Learner
+from qwr_rllib.learning.networks import GaussianActor, QWRNetworks, networks_of
+from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.sampling.worker import COLLECTED, NEXT_INFOS
+
+
+class QWRTorchModel(TorchModelV2, nn.Module):
+    """The networks in RLlib's clothes; its output are the parameters of ``pi(.|s)``."""
+
+    def __init__(self, obs_space, action_space, num_outputs, model_config, networks: QWRNetworks):
+        TorchModelV2.__init__(self, obs_space, action_space, num_outputs, model_config, "qwr")
+        nn.Module.__init__(self)
+        self.networks = networks
+
+    def forward(self, input_dict, state, seq_lens):
+        return self.networks.behaviour(input_dict[SampleBatch.OBS]), state
+
+
+class ConstantStdGaussian(TorchDistributionWrapper):
+    """RLlib's distribution of a :class:`GaussianActor`; its inputs are the mean."""
+
+    def __init__(self, inputs: Tensor, model: QWRTorchModel):
+        super().__init__(inputs, model)
+        actor = model.networks.actor
+        assert isinstance(actor, GaussianActor)
+        self.actor = actor
+        self.dist = torch.distributions.Normal(inputs, actor.action_std)
+
+    @override(TorchDistributionWrapper)
+    def logp(self, actions: Tensor) -> Tensor:
+        return self.actor.log_prob(self.inputs, actions)
+
+    @override(TorchDistributionWrapper)
+    def entropy(self) -> Tensor:
+        return super().entropy().sum(-1)
+
+    @override(TorchDistributionWrapper)
+    def kl(self, other) -> Tensor:
+        return super().kl(other).sum(-1)
+
+    @override(TorchDistributionWrapper)
+    def deterministic_sample(self) -> Tensor:
+        self.last_sample = self.inputs
+        return self.inputs
+
+    @staticmethod
+    @override(TorchDistributionWrapper)
+    def required_model_output_shape(action_space, model_config):
+        return int(np.prod(action_space.shape))
+
+
+class QWRTorchPolicy(TorchPolicyV2):
+    """Acts with the actor; in the Algorithm's local worker it also owns the :class:`Learner`.
+
+    The weights that RLlib exchanges are those that acting needs (actor and normaliser). The
+    policy's state holds everything: critic, target, optimizers, counters and random state too.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, config: dict[str, Any]
+    ) -> None:
+        self.spec = spec_of(observation_space, action_space, frame_stack_of(config))
+        check_actions(action_space, config)
+        self.learner: Learner | None = None
+        self.episodes: dict[int, int] = {}
+        """The name in the replay of the episode under way in each sub-environment."""
+        super().__init__(observation_space, action_space, config, max_seq_len=1)
+        defaults = self._get_default_view_requirements()
+        self.view_requirements = {name: defaults[name] for name in COLLECTED} | {
+            SampleBatch.ACTION_DIST_INPUTS: ViewRequirement(
+                space=gym.spaces.Box(-np.inf, np.inf, (self.spec.action_dim,)),
+                used_for_compute_actions=False,
+            ),
+            SampleBatch.ENV_ID: ViewRequirement(),
+            NEXT_INFOS: ViewRequirement(SampleBatch.INFOS, shift=1),
+        }
+        for name, requirement in self.view_requirements.items():
+            requirement.used_for_compute_actions = name == SampleBatch.OBS
+        if not config.get("worker_index"):
+            seed = config.get("seed")
+            self.learner = Learner(
+                self.networks, learner_config(config), seed, learner_threads(config)
+            )
+
+    @property
+    def networks(self) -> QWRNetworks:
+        return self.model.networks
+
+    @override(TorchPolicyV2)
+    def make_model_and_action_dist(self) -> tuple[ModelV2, type]:
+        networks = networks_of(
+            self.spec, self.config, with_critic=not self.config.get("worker_index")
+        )
+        model = QWRTorchModel(
+            self.observation_space,
+            self.action_space,
+            self.spec.action_dim,
+            self.config["model"],
+            networks,
+        )
+        return model, TorchCategorical if self.spec.discrete else ConstantStdGaussian
+
+    @override(TorchPolicyV2)
+    def optimizer(self) -> list:
+        return []  # the learner's, over vectors that RLlib's bookkeeping does not know
+
+    @override(TorchPolicyV2)
+    def compute_actions_from_input_dict(
+        self, input_dict, explore=None, timestep=None, episodes=None, **kwargs
+    ):
+        """The parent's, without the machinery for recurrent models, exploration and logp."""
+        explore = self.config["explore"] if explore is None else explore
+        actor = self.networks.actor
+        with torch.inference_mode():
+            params = self._params(input_dict[SampleBatch.OBS])
+            # On a NaN observation the environment still gets an action; the replay refuses the row.
+            finite = params.nan_to_num()
+            actions = actor.sample(finite) if explore else actor.mode(finite)
+        if not self.spec.discrete:
+            actions = actions.reshape(-1, *self.action_space.shape)
+        self.global_timestep += len(actions)
+        return (
+            actions.cpu().numpy(),
+            [],
+            {SampleBatch.ACTION_DIST_INPUTS: params.cpu().numpy()},
+        )
+
+    @override(TorchPolicyV2)
+    def compute_actions(self, obs_batch, state_batches=None, explore=None, **kwargs):
+        return self.compute_actions_from_input_dict({SampleBatch.OBS: obs_batch}, explore)
+
+    def behaviour(self, obs: np.ndarray) -> np.ndarray:
+        """Parameters of ``pi(.|s)`` at raw observations ``(k, ...)``, ``(k, d)``."""
+        with torch.inference_mode():
+            return self._params(obs).cpu().numpy()
+
+    def _params(self, obs: np.ndarray) -> Tensor:
+        return self.networks.behaviour(torch.as_tensor(np.asarray(obs), device=self.device))
+
+    @override(TorchPolicyV2)
+    def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:
+        """The critic's and the actor's loss on single transitions (margin 1), for inspection.
+
+        Training goes through :attr:`learner`, which has multi-step targets; a policy without
+        one has no critic.
+        """
+        assert self.learner is not None, "only the local worker's policy can compute losses"
+        batch = {
+            name: torch.as_tensor(train_batch[name]).detach().cpu().numpy()
+            for name in (*self.spec.columns, SampleBatch.NEXT_OBS)
+        }
+        next_mu = self.behaviour(batch[SampleBatch.NEXT_OBS])
+        storage = ReplayStorage(self.spec, 10 * len(next_mu))  # room for a tail of each row
+        for i, terminated in enumerate(batch[SampleBatch.TERMINATEDS]):
+            states = 1 if terminated else 2
+            mu = batch[SampleBatch.ACTION_DIST_INPUTS][i]
+            obs = np.stack([batch[SampleBatch.OBS][i], batch[SampleBatch.NEXT_OBS][i]])[:states]
+            context = None
+            if self.spec.frame_stack > 1:
+                context, obs = obs[0, :-1], obs[:, -1]
+            storage.add(
+                Fragment(
+                    episode=i,
+                    start=0,
+                    obs=obs,
+                    action_dist_inputs=np.stack([mu, next_mu[i]])[:states],
+                    actions=batch[SampleBatch.ACTIONS][i : i + 1].reshape(
+                        1, *self.spec.action_shape
+                    ),
+                    rewards=batch[SampleBatch.REWARDS][i : i + 1],
+                    terminated=bool(terminated),
+                    done=True,
+                    context=context,
+                )
+            )
+        view = ReplayView(self.spec, storage.capacity, self.device)
+        view.update(storage.changes())
+        return list(self.learner.losses(view, view.rows))
+
+    @override(Policy)
+    def learn_on_batch(self, samples: SampleBatch) -> dict[str, Any]:
+        raise NotImplementedError(
+            "QWR alternates two regressions over a whole replay: use policy.learner.train(view)"
+        )
+
+    @override(TorchPolicyV2)
+    def export_model(
+        self, export_dir: str, onnx: int | None = None, env_steps: int | None = None
+    ) -> None:
+        """Writes what ``qwr export`` writes: raw observations in, the environment's actions out.
+
+        Args:
+            export_dir: A folder; made where it is missing.
+            onnx: The version of ONNX's operators, for ``model.onnx``; without one ``model.pt`` is
+                written, as TorchScript.
+            env_steps: That the policy was trained for, for the file's metadata.
+
+        Raises:
+            ModuleNotFoundError: if ``onnx`` is given and the package is missing.
+        """
+        folder = Path(export_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        spaces = self.observation_space, self.action_space
+        about = describe(self.spec, *spaces, self.config, env_steps)
+        policy = DeployedPolicy(self.networks.acting_state(), about)
+        if onnx:
+            save_onnx(policy, folder / "model.onnx", onnx)
+        else:
+            save_torchscript(policy, folder / "model.pt")
+
+    @override(TorchPolicyV2)
+    def get_weights(self) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in self.networks.acting_state().items()}
+
+    @override(TorchPolicyV2)
+    def set_weights(self, weights: dict[str, np.ndarray]) -> None:
+        state = {name: torch.tensor(value) for name, value in weights.items()}
+        # The critic, where there is one, is not among the weights that travel.
+        self.networks.load_state_dict(self.networks.state_dict() | state)
+
+    @override(TorchPolicyV2)
+    def get_state(self) -> PolicyState:
+        state = super().get_state()
+        if self.learner is not None:
+            state["learner"] = self.learner.state_dict()
+        return state
+
+    @override(TorchPolicyV2)
+    def set_state(self, state: PolicyState) -> None:
+        # The parent would put the checkpoint's config over ours, and so old learning rates back.
+        spec = state.get("policy_spec")
+        super().set_state(
+            state | {"policy_spec": spec | {"config": self.config}} if spec else state
+        )
+        if self.learner is not None and "learner" in state:
+            self.learner.load_state_dict(state["learner"])

@@ -1,0 +1,1 @@
+"""Environments: spaces and Atari."""

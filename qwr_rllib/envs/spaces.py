@@ -1,0 +1,146 @@
+"""What an environment's spaces mean to QWR. Knows Gymnasium and not Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import FlattenObservation
+
+from qwr_rllib.specs import Spec
+
+FLATTENED = (
+    gym.spaces.Dict,
+    gym.spaces.Tuple,
+    gym.spaces.Discrete,
+    gym.spaces.MultiBinary,
+    gym.spaces.MultiDiscrete,
+)
+"""Observation spaces that become one vector: parts one after the other, discrete ones one-hot."""
+
+
+def is_flattened(space: gym.Space) -> bool:
+    """Whether observations of a space become one vector by :func:`fitted`."""
+    return isinstance(space, FLATTENED) and space.is_np_flattenable
+
+
+def fitted(env: Any) -> Any:
+    """The environment with observations as QWR takes them, see :data:`FLATTENED`.
+
+    Every environment of an algorithm comes through here: what collects, evaluates and records.
+    """
+    # RLlib's own preprocessors would do it, but end the run on a value outside the space.
+    if isinstance(env, gym.Env) and is_flattened(env.observation_space):
+        return FlattenObservation(env)
+    return env
+
+
+def one_line(space: gym.Space) -> str:
+    """A space for a message; bounds of many dimensions are written as arrays of several lines."""
+    return " ".join(str(space).split())
+
+
+def spec_of(observation_space: gym.Space, action_space: gym.Space, frame_stack: int = 1) -> Spec:
+    """The shapes of an environment's spaces.
+
+    Raises:
+        ValueError: for spaces that QWR cannot work with, naming them and what helps.
+    """
+    if not isinstance(observation_space, gym.spaces.Box):
+        hint = "wrap the environment in gymnasium.wrappers.FlattenObservation"
+        if not observation_space.is_np_flattenable:
+            hint = "gymnasium.wrappers.TransformObservation can make it one"
+        raise ValueError(
+            f"QWR needs a Box observation space, got {one_line(observation_space)}; {hint}"
+        )
+    dtype = observation_space.dtype
+    assert dtype is not None
+    obs_dtype = "uint8" if dtype == np.uint8 else "float32"
+    shape = observation_space.shape
+    if frame_stack > 1 and (len(shape) < 2 or shape[0] != frame_stack):
+        raise ValueError(
+            f"frame_stack must be the first of an observation's axes, got {frame_stack} for "
+            f"observations of shape {shape}"
+        )
+    discrete = isinstance(action_space, gym.spaces.Discrete)
+    if isinstance(action_space, gym.spaces.Discrete):
+        if action_space.start != 0:
+            raise ValueError(
+                f"QWR needs discrete actions that start at 0, got {one_line(action_space)}; "
+                "gymnasium.wrappers.TransformAction can shift them"
+            )
+        action_dim = int(action_space.n)
+    elif isinstance(action_space, gym.spaces.Box):
+        _check_box(action_space)
+        action_dim = int(np.prod(action_space.shape))
+    else:
+        hint = ""
+        if isinstance(action_space, (gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+            hint = "; gymnasium.wrappers.TransformAction can number the combinations as a Discrete"
+        elif isinstance(action_space, (gym.spaces.Dict, gym.spaces.Tuple)):
+            hint = (
+                "; gymnasium.wrappers.TransformAction with gymnasium.spaces.flatten_space and "
+                "unflatten makes boxes one Box"
+            )
+        raise ValueError(
+            f"QWR needs a Box or Discrete action space, got {one_line(action_space)}{hint}"
+        )
+    return Spec(shape, obs_dtype, action_dim, discrete, frame_stack, _image_max(observation_space))
+
+
+def _image_max(space: gym.spaces.Box) -> float | None:
+    """The value of a full pixel, if a space is one of images that are not of bytes."""
+    if len(space.shape) == 3 and space.dtype != np.uint8 and (space.low == 0).all():
+        for full in (1.0, 255.0):
+            if (space.high == full).all():
+                return full
+    return None
+
+
+def _check_box(space: gym.spaces.Box) -> None:
+    """Refuses continuous actions of which some would be no actions of the space.
+
+    The policy's [-1, 1] is scaled to the bounds and clipped there, where all dimensions have
+    bounds; where none has any, the environment gets what the policy samples.
+    """
+
+    def dimension(which: np.ndarray) -> str:
+        index = tuple(map(int, np.argwhere(which)[0])) if space.shape else ()
+        where = index[0] if len(index) == 1 else index
+        return f"dimension {where} is in [{space.low[index]}, {space.high[index]}]"
+
+    if space.dtype not in (np.float32, np.float64):
+        kind = "integers" if np.issubdtype(space.dtype, np.integer) else space.dtype
+        raise ValueError(
+            f"QWR needs float32 or float64 actions, got {kind} in {one_line(space)}: "
+            f"{dimension(np.ones(space.shape, bool))}; gymnasium.wrappers.TransformAction can "
+            "round or convert those of a float Box"
+        )
+    with np.errstate(over="ignore"):
+        bounded = np.isfinite(space.high - space.low)
+    unbounded = np.isneginf(space.low) & np.isposinf(space.high)
+    if not bounded.all() and not unbounded.all():
+        raise ValueError(
+            f"QWR needs actions with finite bounds in all dimensions or with none at all, got "
+            f"{one_line(space)}: {dimension(~bounded)}; gymnasium.wrappers.ClipAction takes any "
+            "action and clips it"
+        )
+
+
+def check_actions(action_space: gym.Space, config: Any) -> None:
+    """Refuses settings with which bounded actions would leave their space.
+
+    Args:
+        action_space: one that :func:`spec_of` takes.
+        config: a :class:`~qwr_rllib.algorithms.qwr.QWRConfig` or its dict.
+
+    Raises:
+        ValueError: naming the settings and what to set.
+    """
+    bounded = isinstance(action_space, gym.spaces.Box) and action_space.is_bounded()
+    if bounded and not (config["normalize_actions"] or config["clip_actions"]):
+        raise ValueError(
+            "normalize_actions or clip_actions must be true: with neither, actions would leave the "
+            f"bounds of {one_line(action_space)}"
+        )

@@ -1,0 +1,155 @@
+"""Passes without gradients over states of the replay, in tiles. Knows torch only."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from qwr_rllib.learning.accel.gradients import (
+    Compiler,
+    compiled_kernels,
+    features_of,
+    gate_kernel,
+)
+from qwr_rllib.learning.networks import (
+    GatedCritic,
+    ImageEncoder,
+    QWRNetworks,
+    ValueCritic,
+    channels_first,
+)
+from qwr_rllib.replay.layout import Slot
+from qwr_rllib.replay.replica import ReplayView
+
+logger = logging.getLogger(__name__)
+
+# The critic's features of every row of the view are kept over an actor phase up to this size.
+MAX_CACHED_FEATURES_BYTES = 2**28
+# States that go through a body at once, and elements of their observations.
+MAX_TILE, MAX_TILE_ELEMENTS = 2**11, 2**23
+MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS = 2**15, 2**28
+
+Critic = GatedCritic | ValueCritic
+
+
+class NetworkInputs:
+    """Makes what the networks take of states in the replay.
+
+    Args:
+        networks: with their normaliser.
+        compiler: with ``"numba"`` images are gathered by a compiled kernel.
+    """
+
+    def __init__(self, networks: QWRNetworks, compiler: Compiler | None) -> None:
+        self._networks = networks
+        self._image_kernel: Callable[..., Tensor] | None = None
+        if compiler == "numba" and (kernels := compiled_kernels()):
+            self._image_kernel = kernels.image_blocks
+        self._image_memory = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, view: ReplayView, slots: Tensor) -> Tensor:
+        """Inputs of the states in ``slots`` ``(...)``; the next call may overwrite them."""
+        bytes_ = view.spec.image and view.spec.obs_dtype == "uint8"
+        if not bytes_ or self._image_kernel is None:
+            return self._networks.normalize(view.observations(slots))
+        frames = view.columns["obs"]
+        if view.spec.frame_stack > 1:
+            frames = frames.unsqueeze(1)
+        elif channels_first(view.spec.obs_shape) != view.spec.obs_shape:
+            frames = frames.permute(0, 3, 1, 2)
+        needed = len(slots) * math.prod(view.spec.obs_shape)
+        if self._image_memory.numel() < needed:  # fresh memory would cost as much as its contents
+            self._image_memory = torch.empty(needed, dtype=torch.uint8)
+        return self._image_kernel(
+            frames, view.frames(slots), self._networks.blocks, self._image_memory
+        )
+
+    def of_each(self, view: ReplayView, rows: Tensor) -> Iterator[Tensor]:
+        """Inputs of each minibatch of ``rows`` ``(steps, batch)`` in turn."""
+        if view.spec.image:  # a chunk of them at once would be gigabytes
+            return (self.of(view, each) for each in rows)
+        return iter(self.of(view, rows))
+
+
+class CriticEvaluator:
+    """Evaluates a critic at states of the replay.
+
+    Args:
+        critic: its parameters may change afterwards, not move.
+        inputs: makes what it takes.
+        compiler: see :func:`~qwr_rllib.learning.accel.gradients.gradient_of`.
+    """
+
+    def __init__(self, critic: Critic, inputs: NetworkInputs, compiler: Compiler | None) -> None:
+        self.critic = critic
+        self._inputs = inputs
+        self._gate = gate_kernel(critic) if compiler == "numba" else None
+        self.body = critic.features if compiler == "torch" else features_of(critic)
+        """Features ``(k, h)`` of inputs."""
+
+    @torch.no_grad()
+    def features(self, view: ReplayView, slots: Tensor, known: Tensor | None = None) -> Tensor:
+        """Features ``(k, h)`` of the states in ``slots`` ``(k,)``.
+
+        Args:
+            view: the learner's copy of the replay.
+            slots: where the states are.
+            known: the features of all slots, to look them up; ``None`` computes them.
+        """
+        if known is not None:
+            return known[slots]
+        tiles = slots.split(tile_size(view))
+        return torch.cat([self.body(self._inputs.of(view, tile)) for tile in tiles])
+
+    @torch.no_grad()
+    def all_features(self, view: ReplayView) -> Tensor | None:
+        """Features of every state held, ``(slots, h)``; ``None`` if they would not fit."""
+        shape = (view.num_slots, self.critic.num_features)
+        if shape[0] * shape[1] * 4 > MAX_CACHED_FEATURES_BYTES:
+            return None
+        features = torch.empty(shape, device=view.device)
+        held = ((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).nonzero().squeeze(1)
+        features[held] = self.features(view, held)
+        return features
+
+    def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
+        """``Q(s, a)`` ``(k, n)`` of features ``(k, h)`` and actions ``(k, n, [d])``."""
+        assert isinstance(self.critic, GatedCritic)
+        return (self._gate or self.critic).q_values(features, actions)
+
+
+def tile_size(view: ReplayView) -> int:
+    """How many states go through a body at once."""
+    tile, elements = MAX_TILE, MAX_TILE_ELEMENTS
+    if view.device.type == "cuda":  # which needs many to be busy, and has no tiles in its cache
+        tile, elements = MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS
+    return max(1, min(tile, elements // math.prod(view.spec.obs_shape)))
+
+
+def set_image_precision(networks: QWRNetworks, precision: str, device: torch.device) -> None:
+    """Sets the arithmetic of the networks for images.
+
+    Where the device has no instructions for ``"bfloat16"``, it warns and sets ``"float32"``.
+    """
+    dtype = getattr(torch, precision)
+    if dtype is torch.bfloat16 and not computes_bfloat16(device):
+        logger.warning(
+            "image_precision is 'bfloat16', for which this %s has no instructions: "
+            "training in float32.",
+            device.type.upper(),
+        )
+        dtype = torch.float32
+    for module in networks.modules():
+        if isinstance(module, ImageEncoder):
+            module.precision = dtype
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16 numbers."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,411 @@
+"""The two regressions of Algorithms 1 and 2, in chunks between target syncs. Knows torch only.
+
+Between two syncs the target network, the stored ``mu`` and the replay are constant, and during
+the whole actor phase the critic is too. So everything that a chunk's minibatches regress *onto*
+is computed at its start in one pass without gradients: the values of the distinct next states
+and the multi-step targets, or the sampled actions and their weights. What is left are plain
+regression steps. Statistics of a minibatch (spread of Q, moments of the advantages) stay those of
+that minibatch. The one difference from a step-by-step loop: a state that is drawn more than once
+within a chunk has its actions sampled once in that chunk.
+
+Where QWR, AWR and AWAC differ is in :mod:`qwr_rllib.learning.targets`.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import math
+import time
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.accel.gradients import Compiler
+from qwr_rllib.learning.accel.threads import AdaptiveThreads
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.evaluation import (
+    Critic,
+    CriticEvaluator,
+    NetworkInputs,
+    set_image_precision,
+)
+from qwr_rllib.learning.networks import CategoricalActor, GatedCritic, QWRNetworks, ValueCritic
+from qwr_rllib.learning.targets import (
+    ActionSampler,
+    Bootstrap,
+    Candidates,
+    Consideration,
+    QBootstrap,
+    ReplayActionByQ,
+    ReplayActionByV,
+    SampledActions,
+    VBootstrap,
+)
+from qwr_rllib.learning.update import RegressionStep
+from qwr_rllib.replay.replica import ReplayView, Slices
+
+logger = logging.getLogger(__name__)
+
+MINIBATCHES_AT_ONCE = 20  # whose weights are computed: their actions stay in a core's cache
+MAX_CHUNK_STEPS = 100  # whose inputs, slices and targets are in memory at once
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss became NaN or infinite; the weights are not to be trusted any more."""
+
+
+class Learner:
+    """Trains the networks from a view of the replay.
+
+    Args:
+        networks: with their critic, on ``view``'s device.
+        config: hyper-parameters.
+        seed: of everything random here; ``None`` draws one.
+        threads: CPU threads that share the operations of the steps, where that is faster and leaves
+            the numbers as they are. Other operations have PyTorch's own number of threads.
+
+    Raises:
+        ValueError: for networks without this kind of critic, or all of continuous actions to
+            enumerate.
+    """
+
+    def __init__(
+        self,
+        networks: QWRNetworks,
+        config: LearnerConfig,
+        seed: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        critic, kind = networks.critic, GatedCritic if config.critic_type == "q" else ValueCritic
+        if critic is None or not isinstance(critic, kind):
+            raise ValueError(
+                "networks must have a critic to be trained, with critic_type "
+                f"{config.critic_type!r} a {kind.__name__}, got {critic!r}"
+            )
+        if config.n_action_samples == "all" and not isinstance(networks.actor, CategoricalActor):
+            raise ValueError(
+                "n_action_samples must be an integer >= 1 where actions are continuous, got 'all'"
+            )
+        self.networks = networks
+        self.config = config
+        self.gamma = config.gamma_at(0)
+        """Discount of the targets; :meth:`train_critic` moves it along its schedule."""
+        self.threads = threads
+        self.actor = networks.actor
+        self.critic: Critic = critic
+        self._device = self.critic.head.weight.device
+        set_image_precision(networks, config.image_precision, self._device)
+        self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self._generator = torch.Generator(self._device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+        self.num_critic_updates = 0
+        self.num_actor_updates = 0
+        self.num_target_updates = 0
+        on_gpu = self._device.type == "cuda"
+        compiler: Compiler | None = "torch" if config.compile else None
+        if config.compile == "auto":
+            compiler = None if on_gpu else "numba"
+        step = partial(
+            RegressionStep,
+            epsilon=config.adam_epsilon,
+            grad_clip=config.grad_clip,
+            compiler=compiler,
+            capture=on_gpu and config.cuda_graphs,
+        )
+        self._critic_step = step(
+            self.critic, losses.critic_loss, losses.critic_loss_gradient, lr=config.critic_lr
+        )
+        self._actor_step = step(
+            self.actor,
+            self.actor.regression_loss,
+            self.actor.regression_gradient,
+            lr=config.actor_lr,
+        )
+        self._inputs = NetworkInputs(networks, None if on_gpu else compiler)
+        self._by_critic = CriticEvaluator(self.critic, self._inputs, compiler)
+        self._by_target = CriticEvaluator(self.target_critic, self._inputs, compiler)
+        sample = ActionSampler(self.actor, config.n_action_samples, self._generator)
+        self._bootstrap: Bootstrap
+        self._consider: Consideration
+        if config.critic_type == "v":
+            self._bootstrap = VBootstrap(self._by_target)
+            self._consider = ReplayActionByV(self._by_critic, config.margin)
+        else:
+            self._bootstrap = QBootstrap(self._by_target, sample, config)
+            considered = SampledActions if config.actor_actions == "mu" else ReplayActionByQ
+            self._consider = considered(self._by_critic, sample)
+
+    def update_normalizer(self, obs: Tensor) -> None:
+        """Takes newly collected raw observations ``(k, ...)`` into the statistics."""
+        update = getattr(self.networks.normalizer, "update", None)
+        if update is not None:
+            update(obs)
+
+    def train(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
+        """One iteration: the critic phase, then the actor phase.
+
+        Args:
+            view: the learner's copy of the replay.
+            env_steps: collected so far, which the discount may follow; ``None`` leaves it.
+
+        Returns:
+            The metrics of both; see ``docs/metrics.md``.
+
+        Raises:
+            NonFiniteLossError: if a loss is NaN or infinite.
+        """
+        return self.train_critic(view, env_steps) | self.train_actor(view)
+
+    def train_critic(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
+        """``n_critic_steps`` steps; the target is synced before each ``target_update_freq``."""
+        started = time.perf_counter()
+        if env_steps is not None:
+            self.gamma = self.config.gamma_at(env_steps)
+        totals = torch.zeros(3, device=self._device)
+        features = None
+        with self._threads_of(self._critic_step) as threads:
+            for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
+                if self.num_critic_updates % self.config.target_update_freq == 0:
+                    self.target_critic.load_state_dict(self.critic.state_dict())
+                    self.num_target_updates += 1
+                    features = None
+                    if self._visits_states_again(view):
+                        features = self._by_target.all_features(view)
+                totals += self._critic_chunk(view, steps, features, threads)
+                self.num_critic_updates += steps
+        means = (totals / max(1, self.config.n_critic_steps)).tolist()
+        return self._metrics(
+            "critic",
+            started,
+            self.config.n_critic_steps,
+            {"critic_loss": means[0], "q_mean": means[1], "target_mean": means[2]},
+        )
+
+    def train_actor(self, view: ReplayView) -> dict[str, float]:
+        """``n_actor_steps`` steps with weights from the critic as it is now."""
+        started = time.perf_counter()
+        features = self._by_critic.all_features(view)
+        totals = torch.zeros(4, device=self._device)
+        with self._threads_of(self._actor_step) as threads:
+            for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
+                chunk = self._actor_chunk(view, steps, features, threads)
+                largest = torch.maximum(totals[3], chunk[3])
+                totals += chunk
+                totals[3] = largest
+                self.num_actor_updates += steps
+        means = (totals / max(1, self.config.n_actor_steps)).tolist()
+        return self._metrics(
+            "actor",
+            started,
+            self.config.n_actor_steps,
+            {
+                "actor_loss": means[0],
+                "weight_ess": means[1],
+                "weight_clip_fraction": means[2],
+                "weight_max": totals[3].item(),
+            },
+        )
+
+    def losses(self, view: ReplayView, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The critic's and the actor's loss of one minibatch ``(N,)`` of rows, for autograd."""
+        critic, networks = self.critic, self.networks
+        targets = self._targets(view, rows, 1)[0] / critic.q_scale
+        regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
+        obs = networks.normalize(view.observations(rows))
+        return (
+            losses.critic_loss(critic(obs, view.columns["actions"][rows]), targets),
+            self.actor.regression_loss(self.actor(obs), *(part[0] for part in regression)),
+        )
+
+    def _metrics(
+        self, phase: str, started: float, steps: int, metrics: dict[str, float]
+    ) -> dict[str, float]:
+        loss = metrics[f"{phase}_loss"]
+        if loss != loss or abs(loss) == float("inf"):
+            raise NonFiniteLossError(
+                f"{phase}_loss is {loss} after {getattr(self, f'num_{phase}_updates')} updates"
+            )
+        elapsed = time.perf_counter() - started
+        return metrics | {f"{phase}_updates_per_s": steps / elapsed}
+
+    def _threads_of(self, step: RegressionStep) -> AdaptiveThreads:
+        return AdaptiveThreads(self.threads if step.shareable else 1)
+
+    def _chunks(self, steps: int, done: int) -> list[int]:
+        """Lengths of the chunks of ``steps``, where ``done`` steps were made before."""
+        freq = self.config.target_update_freq
+        lengths = []
+        while steps:
+            lengths.append(min(steps, freq - done % freq, MAX_CHUNK_STEPS))
+            done += lengths[-1]
+            steps -= lengths[-1]
+        return lengths
+
+    @torch.no_grad()
+    def _critic_chunk(
+        self, view: ReplayView, steps: int, features: Tensor | None, threads: AdaptiveThreads
+    ) -> Tensor:
+        """Returns the sums over steps of loss, mean Q and mean target."""
+        rows = view.sample(steps * self.config.train_batch_size, self._generator)
+        targets = self._targets(view, rows, steps, features)
+        # The head predicts (1 - gamma) Q, and so the loss is in these units too.
+        scaled_targets = targets / self.critic.q_scale
+        rows = rows.view(steps, -1)
+        actions = view.columns["actions"][rows]
+        predicted = torch.empty_like(scaled_targets)
+        minibatches = zip(
+            self._inputs.of_each(view, rows), actions, scaled_targets, predicted, strict=True
+        )
+        for obs, action, target, outputs in threads.over(minibatches):
+            outputs.copy_(self._critic_step((obs, action), (target,)))
+        loss = losses.critic_loss(predicted, scaled_targets)
+        return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
+
+    @torch.no_grad()
+    def _targets(
+        self, view: ReplayView, rows: Tensor, steps: int, features: Tensor | None = None
+    ) -> Tensor:
+        """Multi-step targets of the critic for ``rows`` of ``steps`` minibatches.
+
+        ``(steps, batch)``; ``features`` are the target critic's, where they are known.
+        """
+        again = None
+        if self._bootstrap.repeats:
+            # A row's target is the same in every minibatch, and a long margin makes it expensive.
+            rows, again = _distinct(rows, view.num_slots)
+        slices = view.slices(rows, self.config.margin)
+        states, inverse = _distinct(slices.next_slots, view.num_slots)
+        values = self._bootstrap(view, states, inverse, steps, features)
+        targets = self._returns(slices, values)
+        return (targets if again is None else targets[again]).view(steps, -1)
+
+    def _returns(self, slices: Slices, next_values: Tensor) -> Tensor:
+        """The truncated lambda-returns of slices, ``(N,)``, from their values ``(N, T)``."""
+        return losses.lambda_returns(
+            slices.rewards,
+            self.gamma * slices.nonterminals,
+            next_values,
+            self.config.lambda_ * slices.continues,
+        )
+
+    @torch.no_grad()
+    def _actor_chunk(
+        self, view: ReplayView, steps: int, features: Tensor | None, threads: AdaptiveThreads
+    ) -> Tensor:
+        """Returns the sums over steps of loss, ESS and clip fraction, and the largest weight."""
+        rows = view.sample(steps * self.config.train_batch_size, self._generator).view(steps, -1)
+        regression, (ess, clip_fraction, largest) = self._actor_regression(view, rows, features)
+        params = torch.empty(*rows.shape, view.spec.action_dim, device=self._device)
+        minibatches = zip(self._inputs.of_each(view, rows), params, *regression, strict=True)
+        for obs, outputs, *targets in threads.over(minibatches):
+            outputs.copy_(self._actor_step((obs,), targets))
+        loss = self.actor.regression_loss(params, *regression)
+        return torch.stack([loss * steps, ess * steps, clip_fraction * steps, largest])
+
+    @torch.no_grad()
+    def _actor_regression(
+        self,
+        view: ReplayView,
+        rows: Tensor,
+        features: Tensor | None,
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+        """What the actor regresses onto in each minibatch; mean ESS, clip fraction, largest."""
+        states, inverse = _distinct(rows, view.num_slots)
+        considered = self._consider(view, states, features, self._returns)
+        at_once = MINIBATCHES_AT_ONCE if self._device.type == "cpu" else len(rows)
+        parts = [self._weighted(considered, some) for some in inverse.split(at_once)]
+        regressions, diagnostics = zip(*parts, strict=True)
+        ess, clip_fraction, largest = map(torch.cat, zip(*diagnostics, strict=True))
+        regression = tuple(map(torch.cat, zip(*regressions, strict=True)))
+        return regression, (ess.mean(), clip_fraction.mean(), largest.max())
+
+    def _weighted(
+        self, considered: Candidates, states: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+        """What minibatches of the states considered regress onto; ESS, clip fraction, largest.
+
+        ``(k, batch)``; each diagnostic is ``(k,)``.
+        """
+        config = self.config
+        q_values, actions, probs, baseline = (
+            None if part is None else part[states] for part in considered
+        )
+        assert q_values is not None
+        assert actions is not None
+
+        def weigh(q_values: Tensor, probs: Tensor | None, baseline: Tensor | None) -> Tensor:
+            return losses.advantage_weights(
+                q_values,
+                config.beta,
+                config.max_weight,
+                config.advantage_scaling,
+                probs,
+                baseline,
+            )
+
+        in_dims = tuple(None if part is None else 0 for part in (q_values, probs, baseline))
+        weights = torch.vmap(weigh, in_dims)(q_values, probs, baseline)
+        clipped = weights >= config.max_weight * (1 - 1e-6)
+        # Of a single action it would always be 1: then it is that of the minibatch's states.
+        shared = weights if self._consider.several else weights.flatten(1)
+        ess = losses.effective_sample_size(shared, probs).view(len(weights), -1).mean(1)
+        diagnostics = ess, clipped.flatten(1).float().mean(1), weights.flatten(1).amax(1)
+        return self.actor.regression(actions, weights, probs), diagnostics
+
+    def _visits_states_again(self, view: ReplayView) -> bool:
+        """Whether the chunks between two syncs have more distinct states than the view has rows."""
+        config = self.config
+        chunks = math.ceil(config.target_update_freq / MAX_CHUNK_STEPS)
+        draws = min(config.target_update_freq, MAX_CHUNK_STEPS) * config.train_batch_size
+        seen = -math.expm1(-draws * config.margin / max(1, view.num_rows))  # share of them
+        return chunks * seen > 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on exactly: plain tensors and numbers."""
+        state = {
+            "networks": self.networks.state_dict(),
+            "target_critic": self.target_critic.state_dict(),
+            "critic_optimizer": self._critic_step.state_dict(),
+            "actor_optimizer": self._actor_step.state_dict(),
+            "generator": self._generator.get_state(),
+            "gamma": self.gamma,
+            "num_critic_updates": self.num_critic_updates,
+            "num_actor_updates": self.num_actor_updates,
+            "num_target_updates": self.num_target_updates,
+        }
+        # Tensors of its own, not those that are being trained, for machines with a GPU or without.
+        copied = io.BytesIO()
+        torch.save(state, copied)
+        copied.seek(0)
+        return torch.load(copied, map_location="cpu")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what :meth:`state_dict` gave; learning rates stay the configured ones."""
+        self.networks.load_state_dict(state["networks"])
+        self.target_critic.load_state_dict(state["target_critic"])
+        self._critic_step.load_state_dict(state["critic_optimizer"])
+        self._actor_step.load_state_dict(state["actor_optimizer"])
+        if state["generator"].shape == self._generator.get_state().shape:
+            self._generator.set_state(state["generator"])
+        else:
+            logger.warning(
+                "The checkpoint is of another kind of device: random numbers begin anew."
+            )
+        self.gamma = state.get("gamma", self.gamma)  # older checkpoints have none
+        for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
+            setattr(self, counter, state[counter])
+
+
+def _distinct(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
+    """The distinct slots, and where among them each of ``slots`` is."""
+    seen = torch.zeros(num_slots, dtype=torch.bool, device=slots.device)
+    seen[slots] = True
+    return seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[slots]

@@ -1,0 +1,535 @@
+"""Actor, critic and observation normaliser (paper, appendix 6.1). Knows torch only.
+
+Shapes: ``(...)`` leading batch dimensions, ``n`` actions of one state, ``d`` the action's
+dimensions or the number of discrete actions, ``h`` the width of the critic's features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.config import CriticType, ImageNetwork, learner_config
+from qwr_rllib.specs import Spec
+
+HEAD_INIT = 1e-2
+ConvFilter = tuple[int, int | Sequence[int], int]  # filters, kernel, stride
+# Convolutions, and widths of the dense layers behind them.
+IMAGE_NETWORKS: dict[ImageNetwork, tuple[Sequence[ConvFilter], Sequence[int]]] = {
+    "mnih2013": (((16, 8, 4), (32, 4, 2)), (256,)),
+    "mnih2015": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
+}
+TILE = 128  # states; with 8 actions and 256 features each, 1 MiB
+OBSERVATION_CLIP = 10.0
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    # In place: behind a linear layer nothing else needs what it overwrites.
+    "relu": partial(nn.ReLU, inplace=True),
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+}
+
+
+def mlp(in_features: int, hiddens: Sequence[int], activation: str = "relu") -> nn.Sequential:
+    """Linear layers of the given widths, each followed by the activation."""
+    layers: list[nn.Module] = []
+    for width in hiddens:
+        layers += [nn.Linear(in_features, width), ACTIVATIONS[activation]()]
+        in_features = width
+    return nn.Sequential(*layers)
+
+
+class ImageEncoder(nn.Sequential):
+    """Convolutions with ReLU over bytes of images, then dense layers.
+
+    Takes images in :attr:`blocks`, as :func:`to_blocks` makes them: the first convolution, whose
+    kernel is a multiple of its stride, is then one of stride 1 over many channels, the form that
+    vector and matrix units are made for. Its weights keep their usual shape, and scale the bytes to
+    [0, 1].
+
+    Args:
+        obs_shape: of one image; its channels are the first axis or the last, whichever is smaller.
+        conv_filters: of each layer the number of filters, the kernel's size (an integer, or height
+            and width) and the stride.
+        hiddens: widths of the dense layers.
+        activation: of the dense layers.
+
+    Raises:
+        ValueError: for an image that is too small for the convolutions, naming both.
+    """
+
+    def __init__(
+        self,
+        obs_shape: Sequence[int],
+        conv_filters: Sequence[ConvFilter],
+        hiddens: Sequence[int],
+        activation: str = "relu",
+    ) -> None:
+        layers: list[nn.Module] = []
+        channels, *size = channels_first(obs_shape)
+        blocks = _blocks(size, conv_filters)
+        for filters, kernel, stride in conv_filters:
+            height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+            size = [(size[0] - height) // stride + 1, (size[1] - width) // stride + 1]
+            if min(size) < 1:
+                raise ValueError(
+                    f"an image observation must be large enough for model.conv_filters "
+                    f"{[list(each) for each in conv_filters]}, got {tuple(obs_shape)}; "
+                    "gymnasium.wrappers.FlattenObservation makes it a vector"
+                )
+            layers += [nn.Conv2d(channels, filters, (height, width), stride), nn.ReLU(inplace=True)]
+            channels = filters
+        super().__init__(
+            *layers, nn.Flatten(), mlp(channels * math.prod(size), hiddens, activation)
+        )
+        self.blocks = blocks
+        self.precision = torch.float32
+        """Of the arithmetic; weights and features stay float32. Bytes are exact in bfloat16."""
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """Features ``(k, h)`` of bytes ``(k, channels * b * b, height / b, width / b)``."""
+
+        def cast(tensor: Tensor | None) -> Tensor:
+            assert tensor is not None
+            return tensor.to(self.precision)
+
+        first, *others = (layer for layer in self.modules() if not isinstance(layer, nn.Sequential))
+        assert isinstance(first, nn.Conv2d)
+        weight = to_blocks(first.weight / 255, self.blocks)
+        stride = first.stride[0] // self.blocks
+        hidden = F.conv2d(cast(blocks), cast(weight), cast(first.bias), stride)
+        for layer in others:
+            if isinstance(layer, nn.Conv2d):
+                hidden = F.conv2d(hidden, cast(layer.weight), cast(layer.bias), layer.stride)
+            elif isinstance(layer, nn.Linear):
+                hidden = F.linear(hidden, cast(layer.weight), cast(layer.bias))
+            elif isinstance(layer, nn.Flatten):
+                if hidden.requires_grad:
+                    # Flattening needs channels first, and so its gradient has them first. The ReLU
+                    # before kept its outputs with channels last: a pass over two layouts takes ten
+                    # times as long as over one.
+                    hidden.register_hook(_channels_last)
+                hidden = layer(hidden)
+            else:
+                hidden = layer(hidden)
+        return hidden.float()
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _blocks(size: Sequence[int], conv_filters: Sequence[ConvFilter]) -> int:
+    """The block's side for :func:`to_blocks`: the first stride, or 1 where it does not fit."""
+    _, kernel, stride = conv_filters[0]
+    sides = [*size, *([kernel] if isinstance(kernel, int) else kernel)]
+    return 1 if any(side % stride for side in sides) else stride
+
+
+def to_blocks(images: Tensor, b: int) -> Tensor:
+    """Turns each ``b x b`` block of pixels into channels.
+
+    Args:
+        images: ``(k, channels, height, width)``; height and width are multiples of ``b``.
+        b: the block's side.
+
+    Returns:
+        ``(k, channels * b * b, height / b, width / b)``, channels last in memory.
+    """
+    k, channels, height, width = images.shape
+    parts = images.reshape(k, channels, height // b, b, width // b, b)
+    last = parts.permute(0, 2, 4, 1, 3, 5).reshape(k, height // b, width // b, channels * b * b)
+    return last.permute(0, 3, 1, 2)
+
+
+def channels_first(obs_shape: Sequence[int]) -> tuple[int, int, int]:
+    """An image's channels, height and width."""
+    first, second, last = obs_shape
+    return (last, first, second) if last < first else (first, second, last)
+
+
+def _glorot(module: nn.Module) -> None:
+    """Glorot-uniform weights and zero biases, as in the authors' framework."""
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.xavier_uniform_(module.weight)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+def _small_head(in_features: int, out_features: int) -> nn.Linear:
+    head = nn.Linear(in_features, out_features)
+    nn.init.uniform_(head.weight, -HEAD_INIT, HEAD_INIT)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class ObservationNormalizer(nn.Module):
+    """Scales observations by their running mean and variance, clipped to +-10.
+
+    It is the identity until the first :meth:`update`.
+
+    Args:
+        shape: that of one observation.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        scaled = (obs - self.mean) * torch.rsqrt(self.var + 1e-8)
+        return scaled.clamp(-OBSERVATION_CLIP, OBSERVATION_CLIP)
+
+    @torch.no_grad()
+    def update(self, obs: Tensor) -> None:
+        """Merges a batch ``(k, *shape)`` into the statistics (Chan et al., 1979)."""
+        if not len(obs):
+            return
+        obs = obs.double()
+        count = self.count + len(obs)
+        share = len(obs) / count
+        delta = obs.mean(0) - self.mean
+        var = (1 - share) * self.var + share * obs.var(0, correction=0)
+        self.var.copy_(var + delta.square() * share * (1 - share))
+        self.mean.copy_(self.mean + delta * share)
+        self.count.copy_(count)
+
+
+class GaussianActor(nn.Module):
+    """``N(m(s), action_std^2 I)`` in the policy's action space; its parameters are the mean.
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        action_dim: d.
+        action_std: the constant standard deviation.
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, action_dim: int, action_std: float):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.head = _small_head(in_features, action_dim)
+        self.action_std = action_std
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.head(self.body(obs))
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One action for each state, ``(..., d)`` to ``(..., d)``."""
+        return self.proposals(params, 1, generator)[0].squeeze(-2)
+
+    def proposals(
+        self, params: Tensor, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``n`` samples of ``mu``, ``(..., n, d)``, and ``None`` for their probabilities."""
+        shape = (*params.shape[:-1], n, params.shape[-1])
+        noise = torch.randn(shape, generator=generator, device=params.device)
+        return torch.add(params.unsqueeze(-2), noise, alpha=self.action_std), None
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """``log pi(a|s)``, both ``(..., d)`` to ``(...)``."""
+        scaled = (actions - params) / self.action_std
+        log_normalizer = math.log(self.action_std * math.sqrt(2 * math.pi))
+        return (-0.5 * scaled.square() - log_normalizer).sum(-1)
+
+    def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
+        """What the loss keeps of the weighted actions: see :mod:`qwr_rllib.learning.losses`."""
+        return losses.gaussian_regression(actions, weights, self.action_std)
+
+    def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
+        return losses.gaussian_regression_loss(
+            params, losses.GaussianRegression(*regression), self.action_std
+        )
+
+    def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """That of the :meth:`regression_loss` by ``params``."""
+        return losses.gaussian_regression_loss_gradient(
+            params, losses.GaussianRegression(*regression), self.action_std
+        )
+
+
+class CategoricalActor(nn.Module):
+    """A categorical policy; its parameters are the logits.
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        num_actions: d.
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, num_actions: int):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.head = _small_head(in_features, num_actions)
+        self.num_actions = num_actions
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.head(self.body(obs))
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params.argmax(-1)
+
+    def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One action for each state, ``(..., d)`` to ``(...)``."""
+        return self._sample(params, 1, generator).squeeze(-1)
+
+    def _sample(self, params: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
+        probs = params.softmax(-1).reshape(-1, self.num_actions)
+        actions = torch.multinomial(probs, n, replacement=True, generator=generator)
+        return actions.reshape(*params.shape[:-1], n)
+
+    def proposals(
+        self, params: Tensor, n: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """``n`` samples of ``mu`` ``(..., n)``, or all actions with ``mu(a|s)`` where n covers."""
+        if n < self.num_actions:
+            return self._sample(params, n, generator), None
+        actions = torch.arange(self.num_actions, device=params.device)
+        return actions.expand(params.shape), params.softmax(-1)
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """``log pi(a|s)``, ``(..., d)`` and ``(...)`` to ``(...)``."""
+        return params.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
+        """What the loss keeps of the weighted actions: see :mod:`qwr_rllib.learning.losses`."""
+        return (losses.categorical_regression(actions, weights, self.num_actions, probs),)
+
+    def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
+        return losses.categorical_regression_loss(params, *regression)
+
+    def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
+        """That of the :meth:`regression_loss` by ``params``."""
+        return losses.categorical_regression_loss_gradient(params, *regression)
+
+
+class GatedCritic(nn.Module):
+    """``Q(s, a)``: features of the state gated by the action (paper, appendix 6.1).
+
+    ``o * tanh(embed(a))``, LayerNorm, ReLU, an optional further layer, then the head. Without the
+    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``, which is of the order of
+    one reward where this is the discount of the targets, too.
+
+    :meth:`features` is what depends on the state alone, so that n actions cost one pass of it.
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        spec: tells the actions.
+        gamma: scales the head, in [0, 1): the (first) discount.
+        post_gate_layer: adds one more ReLU layer behind the gate.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        in_features: int,
+        spec: Spec,
+        gamma: float,
+        post_gate_layer: bool = False,
+    ):
+        super().__init__()
+        self.body = nn.Sequential(body, nn.Linear(in_features, in_features))
+        self.embed: nn.Module
+        if spec.discrete:
+            self.embed = nn.Embedding(spec.action_dim, in_features)
+        else:
+            self.embed = nn.Linear(spec.action_dim, in_features)
+        self.norm = nn.LayerNorm(in_features)
+        self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
+        self.apply(_glorot)
+        if isinstance(self.embed, nn.Linear):
+            # With biases of 0 the gate is an odd function of the action that vanishes at 0: all
+            # that the critic knows of the state would come and go with the action.
+            nn.init.uniform_(self.embed.bias, -1, 1)
+        self.num_features = in_features
+        self.q_scale = 1 / (1 - gamma)
+        self.head = _small_head(in_features, 1)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """The normalised observation's features ``(..., h)``."""
+        return self.body(obs)
+
+    def gate(self, features: Tensor, actions: Tensor) -> Tensor:
+        """``(1 - gamma) Q(s, a)`` ``(...)`` from features ``(..., h)`` and actions."""
+        gated = features * torch.tanh(self.embed(actions))
+        hidden = self.post(F.relu(self.norm(gated)))
+        return self.head(hidden).squeeze(-1)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """``(1 - gamma) Q(s, a)``, ``(...)``, of one action for each state."""
+        return self.gate(self.features(obs), actions)
+
+    @torch.no_grad()
+    def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
+        """``Q(s, a)`` of n actions for each state, ``(k, h)`` and ``(k, n, [d])`` to ``(k, n)``.
+
+        Goes through the states in tiles that stay in a core's cache.
+        """
+        tile = TILE if features.device.type == "cpu" else max(1, len(features))
+        values = [
+            # In place: a third of the time of this is memory traffic.
+            self.head(
+                self.post(self.norm(self.embed(some).tanh_().mul_(o.unsqueeze(-2))).relu_())
+            ).squeeze(-1)
+            for o, some in zip(features.split(tile), actions.split(tile), strict=True)
+        ]
+        return torch.cat(values) * self.q_scale
+
+
+class ValueCritic(nn.Module):
+    """``V(s)``: a body and a head that predicts ``(1 - gamma) V`` (paper, Algorithm 1).
+
+    Args:
+        body: features of the normalised observation.
+        in_features: their width.
+        gamma: scales the head, in [0, 1): the (first) discount.
+    """
+
+    def __init__(self, body: nn.Module, in_features: int, gamma: float):
+        super().__init__()
+        self.body = body.apply(_glorot)
+        self.num_features = 1
+        self.q_scale = 1 / (1 - gamma)
+        self.head = _small_head(in_features, 1)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """What depends on the state alone, which is all: ``V(s)``, ``(..., 1)``."""
+        return self.head(self.body(obs)) * self.q_scale
+
+    def forward(self, obs: Tensor, actions: Tensor | None = None) -> Tensor:
+        """``(1 - gamma) V(s)``, ``(...)``, whatever the actions."""
+        return self.head(self.body(obs)).squeeze(-1)
+
+
+class QWRNetworks(nn.Module):
+    """What one agent consists of; the parts that only the learner needs can be left out.
+
+    Images (:attr:`Spec.image`) go through convolutions, any other observation is flattened to a
+    vector.
+
+    Args:
+        spec: shapes of observation and action.
+        hiddens: widths of the bodies' layers for vectors.
+        activation: one of :data:`ACTIVATIONS`.
+        gamma: scales the critic's head, see there.
+        action_std: of the Gaussian actor.
+        normalize_observations: with a running mean and variance; images are scaled to [0, 1].
+        critic_post_gate_layer: see :class:`GatedCritic`.
+        critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
+        with_critic: ``False`` for an agent that only acts.
+        image_network: the convolutions and dense layers for images, one of
+            :data:`IMAGE_NETWORKS`.
+        conv_filters: of the ``image_network`` instead; see :class:`ImageEncoder`.
+        conv_hiddens: of the ``image_network`` instead; widths of the dense layers.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        hiddens: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        gamma: float = 0.99,
+        action_std: float = 0.4,
+        normalize_observations: bool = True,
+        critic_post_gate_layer: bool = False,
+        critic_type: CriticType = "q",
+        with_critic: bool = True,
+        image_network: ImageNetwork = "mnih2013",
+        conv_filters: Sequence[ConvFilter] | None = None,
+        conv_hiddens: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self._spec = spec
+        filters, widths = IMAGE_NETWORKS[image_network]
+        filters, widths = conv_filters or filters, conv_hiddens or widths
+
+        self.blocks = 1
+        if spec.image:
+            self.blocks = _blocks(channels_first(spec.obs_shape)[1:], filters)
+
+        def body() -> nn.Module:
+            if spec.image:
+                return ImageEncoder(spec.obs_shape, filters, widths, activation)
+            return mlp(math.prod(spec.obs_shape), hiddens, activation)
+
+        width = (widths if spec.image else hiddens)[-1]
+        self.normalizer: nn.Module = nn.Identity()
+        if normalize_observations and not spec.image:
+            self.normalizer = ObservationNormalizer(spec.obs_shape)
+        self.actor: GaussianActor | CategoricalActor
+        if spec.discrete:
+            self.actor = CategoricalActor(body(), width, spec.action_dim)
+        else:
+            self.actor = GaussianActor(body(), width, spec.action_dim, action_std)
+        self.critic: GatedCritic | ValueCritic | None = None
+        if with_critic and critic_type == "v":
+            self.critic = ValueCritic(body(), width, gamma)
+        elif with_critic:
+            self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
+
+    def normalize(self, obs: Tensor) -> Tensor:
+        """Raw observations ``(..., *obs_shape)`` to what actor and critic take.
+
+        Vectors become ``(..., features)``, images what an :class:`ImageEncoder` takes.
+        """
+        shape = self._spec.obs_shape
+        if self._spec.image:
+            images = obs.reshape(-1, *shape)
+            if channels_first(shape) != tuple(shape):
+                images = images.permute(0, 3, 1, 2)
+            images = to_blocks(images, self.blocks)
+            full = self._spec.image_max or 255
+            return images if full == 255 else images * (255 / full)
+        batch = obs.shape[: obs.dim() - len(shape)]
+        return self.normalizer(obs.float()).reshape(*batch, math.prod(shape))
+
+    def behaviour(self, obs: Tensor) -> Tensor:
+        """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""
+        batch = obs.shape[: obs.dim() - len(self._spec.obs_shape)]
+        return self.actor(self.normalize(obs)).reshape(*batch, self._spec.action_dim)
+
+    def acting_state(self) -> dict[str, Any]:
+        """The tensors that acting needs: of the actor and the normaliser, on the CPU."""
+        return {
+            name: value.detach().cpu()
+            for name, value in self.state_dict().items()
+            if not name.startswith("critic.")
+        }
+
+
+def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetworks:
+    """The networks that a ``QWRConfig`` or its dict asks for."""
+    model = config["model"]
+    return QWRNetworks(
+        spec,
+        hiddens=model["fcnet_hiddens"],
+        activation=model["fcnet_activation"],
+        gamma=learner_config(config).gamma_at(0),
+        action_std=config["action_std"],
+        normalize_observations=config["normalize_observations"],
+        critic_post_gate_layer=config["critic_post_gate_layer"],
+        critic_type=config["critic_type"],
+        with_critic=with_critic,
+        image_network=config.get("image_network", "mnih2013"),  # all that earlier releases had
+        conv_filters=model["conv_filters"],
+        conv_hiddens=model["post_fcnet_hiddens"],
+    )

@@ -1,0 +1,219 @@
+"""What the two regressions regress onto: the one place where QWR, AWR and AWAC differ.
+
+Two choices make an algorithm. What a critic's target bootstraps from is :class:`QBootstrap` or
+:class:`VBootstrap`; which actions the actor considers is :class:`SampledActions` or one of
+:class:`ReplayActionByQ` and :class:`ReplayActionByV`. Knows torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from qwr_rllib.learning import losses
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.evaluation import CriticEvaluator, tile_size
+from qwr_rllib.learning.networks import CategoricalActor, GaussianActor
+from qwr_rllib.replay.replica import ReplayView, Slices
+
+
+class Candidates(NamedTuple):
+    """Actions that an actor considers at ``k`` states."""
+
+    q_values: Tensor
+    """What they return, ``(k, n)``."""
+    actions: Tensor
+    """``(k, n, [d])``."""
+    probs: Tensor | None = None
+    """``mu(a|s)`` ``(k, n)`` where all discrete actions are enumerated."""
+    baseline: Tensor | None = None
+    """``V(s)`` ``(k,)`` where it is not the mean of ``q_values``."""
+
+
+class ActionSampler:
+    """Samples actions of the stored ``mu`` and evaluates them.
+
+    Args:
+        actor: knows how to sample from the parameters of ``mu``.
+        n: actions of a state, or ``"all"`` of discrete ones.
+        generator: of the samples.
+    """
+
+    def __init__(
+        self, actor: GaussianActor | CategoricalActor, n: int | str, generator: torch.Generator
+    ) -> None:
+        self._actor = actor
+        self._n = n
+        self._generator = generator
+
+    def __call__(
+        self,
+        critic: CriticEvaluator,
+        view: ReplayView,
+        states: Tensor,
+        features: Tensor | None = None,
+    ) -> Candidates:
+        """Actions at ``states`` ``(k,)`` by ``critic``, whose ``features`` may be known."""
+        mu = view.columns["action_dist_inputs"][states]
+        n = mu.shape[-1] if isinstance(self._n, str) else self._n
+        actions, probs = self._actor.proposals(mu, n, self._generator)
+        tile = tile_size(view)
+        values = [
+            # In tiles: their features are used before they leave a core's cache.
+            critic.q_values(critic.features(view, some, features), of_some)
+            for some, of_some in zip(states.split(tile), actions.split(tile), strict=True)
+        ]
+        return Candidates(torch.cat(values), actions, probs)
+
+
+class Bootstrap(Protocol):
+    """What the targets of a critic bootstrap from."""
+
+    repeats: bool
+    """Whether the targets of a row that is drawn again are the same."""
+
+    def __call__(
+        self,
+        view: ReplayView,
+        states: Tensor,
+        inverse: Tensor,
+        steps: int,
+        features: Tensor | None,
+    ) -> Tensor:
+        """The values of ``states[inverse]``, as ``inverse``, by the target critic.
+
+        Args:
+            view: the learner's copy of the replay.
+            states: ``(k,)``, distinct slots.
+            inverse: ``(steps * batch, T)``, which of them each slice visits.
+            steps: minibatches.
+            features: the target critic's of all slots, where they are known.
+        """
+        ...
+
+
+class VBootstrap:
+    """Bootstraps from ``V(s')`` (AWR)."""
+
+    repeats = True
+
+    def __init__(self, target: CriticEvaluator) -> None:
+        self._target = target
+
+    def __call__(
+        self,
+        view: ReplayView,
+        states: Tensor,
+        inverse: Tensor,
+        steps: int,
+        features: Tensor | None,
+    ) -> Tensor:
+        return self._target.features(view, states, features).squeeze(-1)[inverse]
+
+
+class QBootstrap:
+    """Bootstraps from ``F({Q(s', a_j)})``, ``a_j ~ mu(.|s')`` (paper, equations 8 to 10)."""
+
+    repeats = False
+
+    def __init__(
+        self, target: CriticEvaluator, sample: ActionSampler, config: LearnerConfig
+    ) -> None:
+        self._target = target
+        self._sample = sample
+        self._config = config
+
+    def __call__(
+        self,
+        view: ReplayView,
+        states: Tensor,
+        inverse: Tensor,
+        steps: int,
+        features: Tensor | None,
+    ) -> Tensor:
+        operator, temperature = self._config.backup, self._config.backup_temperature
+        q_values, _, probs, _ = self._sample(self._target, view, states, features)
+        if self._config.q_spread == "none":
+            return losses.backup(q_values, operator, temperature, probs)[inverse]
+        # (steps, batch * T, n): the spread is over all values of a minibatch, in which a slice
+        # that ends early counts its last state again.
+        by_minibatch = inverse.view(steps, -1)
+        q_values = q_values[by_minibatch]
+        probs = None if probs is None else probs[by_minibatch]
+        scale = losses.spread(q_values, self._config.q_spread, (1, 2), probs)
+        values = losses.backup(q_values / scale, operator, temperature, probs)
+        return (values * scale.squeeze(-1)).view_as(inverse)
+
+
+Returns = Callable[[Slices, Tensor], Tensor]
+"""The lambda-returns ``(N,)`` of slices from the values ``(N, T)`` of the states in them."""
+
+
+class Consideration(Protocol):
+    """Which actions the actor considers, and what they are held against."""
+
+    several: bool
+    """Whether they are several of each state."""
+
+    def __call__(
+        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+    ) -> Candidates:
+        """The candidates at ``states`` ``(k,)``; ``features`` are the critic's, where known."""
+        ...
+
+
+class SampledActions:
+    """Samples of ``mu``, against their mean (QWR)."""
+
+    several = True
+
+    def __init__(self, critic: CriticEvaluator, sample: ActionSampler) -> None:
+        self._critic = critic
+        self._sample = sample
+
+    def __call__(
+        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+    ) -> Candidates:
+        return self._sample(self._critic, view, states, features)
+
+
+class ReplayActionByQ:
+    """The action in the replay, its ``Q(s, a)`` against the mean of samples of ``mu`` (AWAC)."""
+
+    several = False
+
+    def __init__(self, critic: CriticEvaluator, sample: ActionSampler) -> None:
+        self._critic = critic
+        self._sample = sample
+
+    def __call__(
+        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+    ) -> Candidates:
+        actions = view.columns["actions"][states].unsqueeze(1)
+        samples, _, probs, _ = self._sample(self._critic, view, states, features)
+        values = losses.backup(samples, "mean", probs=probs)
+        of_states = self._critic.features(view, states, features)
+        return Candidates(self._critic.q_values(of_states, actions), actions, baseline=values)
+
+
+class ReplayActionByV:
+    """The action in the replay, its return against ``V(s)`` (AWR)."""
+
+    several = False
+
+    def __init__(self, critic: CriticEvaluator, margin: int) -> None:
+        self._critic = critic
+        self._margin = margin
+
+    def __call__(
+        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+    ) -> Candidates:
+        actions = view.columns["actions"][states].unsqueeze(1)
+        slices = view.slices(states, self._margin)
+        after = self._critic.features(view, slices.next_slots.flatten(), features)
+        of_actions = returns(slices, after.view_as(slices.next_slots)).unsqueeze(1)
+        values = self._critic.features(view, states, features).squeeze(-1)
+        return Candidates(of_actions, actions, baseline=values)

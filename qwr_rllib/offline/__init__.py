@@ -1,0 +1,8 @@
+"""Training on logged data: finds, reads and checks data sets."""
+
+from qwr_rllib.offline.config import OfflineConfig
+from qwr_rllib.offline.episodes import MU_KEY
+from qwr_rllib.offline.loader import load, mean_return, open_dataset
+from qwr_rllib.offline.minari import NO_MINARI
+
+__all__ = ["MU_KEY", "NO_MINARI", "OfflineConfig", "load", "mean_return", "open_dataset"]

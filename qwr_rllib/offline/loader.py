@@ -1,0 +1,239 @@
+"""Logged data as a replay: Minari's data sets and RLlib's own recorded output.
+
+An episode of ``k`` steps becomes ``k`` rows. Where the data does not say which policy chose its
+actions, the taken action stands in for ``mu``: as the mean of the Gaussian (whose standard
+deviation is ``action_std`` as always), or with probability ``1 - smoothing`` beside a uniform
+rest. The state after a cut episode's last step has no action: it gets the ``mu`` of that step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+from qwr_rllib.offline.config import OfflineConfig
+from qwr_rllib.offline.episodes import Dataset, Episode
+from qwr_rllib.offline.minari import minari_dataset
+from qwr_rllib.offline.rllib import rllib_dataset
+from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.specs import Spec
+
+logger = logging.getLogger("ray.rllib.qwr")
+
+
+def load(
+    config: OfflineConfig,
+    env: gym.Env,
+    spec: Spec,
+    capacity: int,
+    margin: int = 1,
+    normalize_actions: bool = True,
+    reward_clip: float | None = None,
+) -> ReplayStorage:
+    """A store that holds the whole data set.
+
+    Args:
+        config: which data set and how to read it.
+        env: the environment that the data must be of.
+        spec: its shapes.
+        capacity: of the store, in rows.
+        margin: trajectories that are shorter are named in the log; they are taken.
+        normalize_actions: whether the policy's actions span [-1, 1], as in RLlib's config.
+        reward_clip: rewards are clipped to [-reward_clip, reward_clip].
+
+    Raises:
+        ValueError: for data that is missing, damaged, empty, not of this environment, not finite
+            or too large; the message names the data set, the episode and what is wrong.
+        ModuleNotFoundError: if Minari is needed and not installed.
+    """
+    dataset = open_dataset(config.dataset)
+    _check_same_env(dataset, env, config.check_env)
+    storage = ReplayStorage(spec, capacity)
+    short: list[str] = []
+    count = num_rows = 0
+    for count, episode in enumerate(_first(dataset.episodes, config.num_episodes), 1):
+        where = f"data set {dataset.name}: {episode.name}"
+        try:
+            fragment = _fragment(
+                count - 1,
+                episode,
+                spec,
+                config,
+                env.action_space if normalize_actions and not dataset.normalized else None,
+                reward_clip,
+            )
+            num_rows += len(fragment)
+            if num_rows > capacity:
+                raise ValueError(
+                    f"replay_capacity {capacity} is too small: there are more rows up to here; "
+                    "offline.num_episodes takes fewer"
+                )
+            storage.add(fragment)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if len(fragment) < margin:
+            short.append(episode.name)
+    if not count:
+        raise ValueError(f"data set {dataset.name} is empty")
+    if config.num_episodes is not None and count < config.num_episodes:
+        raise ValueError(
+            f"offline.num_episodes is {config.num_episodes}, "
+            f"data set {dataset.name} has {count} episodes"
+        )
+    if storage.num_rows < num_rows:  # many short episodes: their last states need room too
+        raise ValueError(
+            f"replay_capacity {capacity} is too small for the {count} episodes and {num_rows} "
+            f"rows of data set {dataset.name}"
+        )
+    if short:
+        logger.warning(
+            "%d of %d trajectories of data set %s are shorter than the margin of %d steps, their "
+            "returns end with them: %s%s",
+            len(short), count, dataset.name, margin,
+            ", ".join(short[:5]), ", ..." if len(short) > 5 else "",
+        )  # fmt: skip
+    return storage
+
+
+def mean_return(config: OfflineConfig) -> float:
+    """The mean return of the episodes that are taken of a data set.
+
+    Raises:
+        ValueError: for data that is missing or damaged.
+        ModuleNotFoundError: if Minari is needed and not installed.
+    """
+    episodes = _first(open_dataset(config.dataset).episodes, config.num_episodes)
+    return float(np.mean([np.sum(episode.rewards) for episode in episodes]))
+
+
+def _first(episodes: Iterable[Episode], count: int | None) -> Iterator[Episode]:
+    for i, episode in enumerate(episodes):
+        if i == count:
+            return
+        yield episode
+
+
+def _fragment(
+    number: int,
+    episode: Episode,
+    spec: Spec,
+    config: OfflineConfig,
+    action_space: gym.Space | None,
+    reward_clip: float | None,
+) -> Fragment:
+    """The episode's rows; actions are normalised from ``action_space`` where it is given."""
+    actions = np.asarray(episode.actions)
+    rows = len(actions)
+    if not rows:
+        raise ValueError("it has no steps")
+    if not spec.discrete and actions.size == rows * spec.action_dim:
+        actions = actions.reshape(rows, spec.action_dim).astype(np.float64)
+        if action_space is not None:
+            actions = _normalized(actions, action_space)
+        actions = actions.astype(np.float32)
+    if spec.discrete and not np.issubdtype(actions.dtype, np.integer):
+        raise ValueError(f"actions must be integers, got {actions.dtype}")
+    obs = np.asarray(episode.obs)
+    if obs[0].size == np.prod(spec.obs_shape):
+        obs = obs.reshape(len(obs), *spec.obs_shape)
+    mu = episode.mu if config.mu == "recorded" else None
+    if mu is not None and mu.shape[1:] != (spec.action_dim,):
+        mu = None  # of another kind of policy
+    if mu is None:
+        mu = _stand_in(actions, spec, config.smoothing)
+    if episode.terminated:
+        obs, mu = obs[:rows], mu[:rows]
+    elif len(obs) == rows:
+        # The state after the last step is not recorded: its own state is where it is cut.
+        rows -= 1
+        if not rows:
+            raise ValueError("it is cut after its only step and does not have the state after")
+    mu = np.concatenate([mu, mu[-1:]])[: len(obs)]
+    context = None
+    if spec.frame_stack > 1:
+        if not np.array_equal(obs[1:, :-1], obs[:-1, 1:]):
+            raise ValueError(
+                f"frame_stack is {spec.frame_stack}, but its observations are not stacks of the "
+                "last frames, newest last"
+            )
+        context, obs = obs[0, :-1], obs[:, -1]
+    rewards = np.asarray(episode.rewards)[:rows]
+    if reward_clip is not None:
+        rewards = rewards.clip(-reward_clip, reward_clip)
+    return Fragment(
+        episode=number,
+        start=0,
+        obs=obs,
+        action_dist_inputs=mu,
+        actions=actions[:rows],
+        rewards=rewards,
+        terminated=episode.terminated,
+        done=True,
+        context=context,
+    )
+
+
+def _normalized(actions: np.ndarray, space: gym.Space) -> np.ndarray:
+    """The environment's actions in the policy's space, as RLlib's ``normalize_action``."""
+    assert isinstance(space, gym.spaces.Box)
+    if not space.is_bounded():
+        return actions
+    low, high = space.low.reshape(-1), space.high.reshape(-1)
+    return 2 * (actions - low) / (high.astype(np.float64) - low) - 1
+
+
+def _stand_in(actions: np.ndarray, spec: Spec, smoothing: float) -> np.ndarray:
+    """Parameters of a ``mu`` around the taken actions, ``(k, m)``."""
+    if not spec.discrete:
+        return actions
+    probs = np.full((len(actions), spec.action_dim), smoothing / spec.action_dim)
+    valid = (actions >= 0) & (actions < spec.action_dim)  # the store names the others
+    probs[np.flatnonzero(valid), actions[valid]] += 1 - smoothing
+    return np.log(probs).astype(np.float32)
+
+
+def _check_same_env(dataset: Dataset, env: gym.Env, check_id: bool) -> None:
+    own_id = env.spec.id if env.spec is not None else None
+    if check_id and dataset.env_id and own_id and dataset.env_id != own_id:
+        raise ValueError(
+            f"data set {dataset.name} is of environment {dataset.env_id!r}, not {own_id!r}; "
+            "offline.check_env: false takes it if the spaces are the same"
+        )
+    for kind in ("observation_space", "action_space"):
+        logged, own = getattr(dataset, kind), getattr(env, kind)
+        if logged is not None and not _same(logged, own, bounds=kind == "action_space"):
+            raise ValueError(
+                f"data set {dataset.name} has {kind} {logged}, the environment has {own}"
+            )
+
+
+def _same(logged: gym.Space, own: gym.Space, bounds: bool) -> bool:
+    if isinstance(logged, gym.spaces.Box) and isinstance(own, gym.spaces.Box):
+        return logged.shape == own.shape and (
+            not bounds or (np.allclose(logged.low, own.low) and np.allclose(logged.high, own.high))
+        )
+    return logged == own
+
+
+def open_dataset(dataset: str) -> Dataset:
+    """Finds a data set by its path or its id in Minari's local store.
+
+    Raises:
+        ValueError: if there is none, or it cannot be read.
+        ModuleNotFoundError: if Minari is needed and not installed.
+    """
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        for folder in (path / "data", path):
+            if (folder / "metadata.json").exists():
+                return minari_dataset(dataset, folder)
+    if path.exists():
+        return rllib_dataset(path)
+    if path.is_absolute() or dataset[0] in "~." or path.suffix in (".json", ".parquet"):
+        raise ValueError(f"offline.dataset: there is nothing at {path}")
+    return minari_dataset(dataset, None)

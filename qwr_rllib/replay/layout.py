@@ -1,0 +1,44 @@
+"""How a store of the replay lies in memory: its columns and its slots. Knows numpy only."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from qwr_rllib.specs import Spec
+
+
+class Slot(IntEnum):
+    """What a slot holds."""
+
+    FREE = 0
+    ROW = 1
+    TAIL = 2
+    CONTEXT = 3
+
+
+def num_slots(capacity: int) -> int:
+    """Slots for ``capacity`` rows and for the tails and contexts of their trajectories."""
+    return capacity + max(64, capacity // 16)
+
+
+def all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each column of a store: those of the spec and the store's own."""
+    return spec.columns | {
+        "kind": ((), np.dtype("int8")),
+        # Slots of the state after and before; at an end, the slot itself.
+        "next": ((), np.dtype("int32")),
+        "prev": ((), np.dtype("int32")),
+        "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
+        "policy_version": ((), np.dtype("int32")),  # actor updates of the policy that collected it
+    }
+
+
+def memory_bytes(spec: Spec, capacity: int) -> int:
+    """What a store of this capacity allocates, without allocating it."""
+    row = sum(
+        int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        for shape, dtype in all_columns(spec).values()
+    )
+    return num_slots(capacity) * (row + 2 * np.dtype("int64").itemsize)

@@ -1,0 +1,1 @@
+"""What rollout workers do, and who asks them to. Knows Ray."""
