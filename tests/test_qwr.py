@@ -20,6 +20,7 @@ from ray.rllib.policy.sample_batch import convert_ma_batch_to_sample_batch
 from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
+from qwr_rllib.algorithms.policy import QWRTorchPolicy
 from qwr_rllib.algorithms.qwr import RefusedRowsError
 from qwr_rllib.replay.actor import Receipt
 from qwr_rllib.sampling.collector import Collector
@@ -662,6 +663,70 @@ def test_the_losses_of_a_policy_by_hand(build):
     log_probs = networks.actor(obs).log_softmax(-1)
     expected = -(probs * weights * log_probs).sum(-1).mean()
     assert actor_loss.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        ("CartPole-v1", {"margin": 3}),
+        ("Pendulum-v1", {}),
+        ("Pendulum-v1", {"critic_type": "v", "actor_actions": "replay"}),
+    ],
+)
+def test_learning_on_a_batch_is_a_step_of_adam_along_each_loss(build, env, settings):
+    algo = build(env, target_update_freq=1000, **settings)
+    algo.train()
+    policy, learner = algo.get_policy(), algo.learner
+    batch = convert_ma_batch_to_sample_batch(algo.env_runner.sample())
+    assert learner.num_target_updates == 1
+    random_state = learner._generator.get_state()
+    before = learner.state_dict()
+    updates = learner.num_critic_updates, learner.num_actor_updates
+
+    def gradients(loss, module):
+        parameters = list(module.parameters())
+        return torch.cat([each.reshape(-1) for each in torch.autograd.grad(loss, parameters)])
+
+    def expected_step(state, gradient, lr):
+        adam, clip = state["state"][0], learner.config.grad_clip
+        gradient = gradient * min(1, clip / gradient.norm().item())
+        step = adam["step"].item() + 1
+        mean = (0.9 * adam["exp_avg"] + 0.1 * gradient) / (1 - 0.9**step)
+        square = (0.999 * adam["exp_avg_sq"] + 0.001 * gradient**2) / (1 - 0.999**step)
+        return -lr * mean / (square.sqrt() + learner.config.adam_epsilon)
+
+    def flat(module):
+        return torch.cat([each.detach().reshape(-1) for each in module.parameters()]).clone()
+
+    weights = flat(learner.critic), flat(learner.actor)
+    critic_loss, _ = policy.loss(None, None, batch)
+    critic_step = expected_step(
+        before["critic_optimizer"], gradients(critic_loss, learner.critic), learner.config.critic_lr
+    )
+    learner._generator.set_state(random_state)
+    result = policy.learn_on_batch(batch)
+    assert result["learner_stats"]["critic_loss"] == pytest.approx(critic_loss.item(), rel=1e-4)
+    assert (learner.num_critic_updates, learner.num_actor_updates) == tuple(
+        count + 1 for count in updates
+    )
+    torch.testing.assert_close(flat(learner.critic) - weights[0], critic_step, rtol=2e-2, atol=2e-7)
+    assert 0 < (flat(learner.actor) - weights[1]).abs().max() < 20 * learner.config.actor_lr
+    losses = [policy.learn_on_batch(batch)["learner_stats"]["critic_loss"] for _ in range(200)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert learner.num_target_updates == 1
+    assert policy.num_grad_updates == 201
+
+
+def test_the_policy_of_a_rollout_worker_has_nothing_to_learn_with(build):
+    algo = build()
+    batch = convert_ma_batch_to_sample_batch(algo.env_runner.sample())
+    config = algo.config.to_dict() | {"worker_index": 1}
+    policy = QWRTorchPolicy(
+        algo.get_policy().observation_space, algo.env_runner.env.action_space, config
+    )
+    for learn in (policy.learn_on_batch, lambda batch: policy.loss(None, None, batch)):
+        with pytest.raises(ValueError, match="only the local worker's policy has a critic"):
+            learn(batch)
 
 
 def test_an_environment_class_is_known_by_its_name(build, tmp_path):

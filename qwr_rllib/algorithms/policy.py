@@ -16,6 +16,11 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.policy.torch_policy_v2 import TorchPolicyV2
 from ray.rllib.policy.view_requirement import ViewRequirement
 from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import (
+    LEARNER_STATS_KEY,
+    NUM_AGENT_STEPS_TRAINED,
+    NUM_GRAD_UPDATES_LIFETIME,
+)
 from torch import Tensor, nn
 
 from qwr_rllib.algorithms.resources import learner_threads
@@ -25,9 +30,7 @@ from qwr_rllib.envs.spaces import check_actions, spec_of
 from qwr_rllib.learning.config import learner_config
 from qwr_rllib.learning.learner import Learner
 from qwr_rllib.learning.networks import GaussianActor, QWRNetworks, networks_of
-from qwr_rllib.replay.fragments import Fragment
-from qwr_rllib.replay.replica import ReplayView
-from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.replay.replica import TransitionView
 from qwr_rllib.sampling.worker import COLLECTED, NEXT_INFOS
 
 
@@ -161,54 +164,72 @@ class QWRTorchPolicy(TorchPolicyV2):
         with torch.inference_mode():
             return self._params(obs).cpu().numpy()
 
-    def _params(self, obs: np.ndarray) -> Tensor:
-        return self.networks.behaviour(torch.as_tensor(np.asarray(obs), device=self.device))
+    def _params(self, obs: np.ndarray | Tensor) -> Tensor:
+        if not isinstance(obs, Tensor):
+            obs = np.asarray(obs)
+        return self.networks.behaviour(torch.as_tensor(obs, device=self.device))
 
     @override(TorchPolicyV2)
     def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:
-        """The critic's and the actor's loss on single transitions (margin 1), for inspection.
+        """The critic's and the actor's loss on the transitions of a batch, for autograd.
 
-        Training goes through :attr:`learner`, which has multi-step targets; a policy without
-        one has no critic.
+        Returns of more than one step, which the replay has, end after the first here.
+
+        Raises:
+            ValueError: if the policy is of a rollout worker, which has no critic.
         """
-        assert self.learner is not None, "only the local worker's policy can compute losses"
-        batch = {
-            name: torch.as_tensor(train_batch[name]).detach().cpu().numpy()
-            for name in (*self.spec.columns, SampleBatch.NEXT_OBS)
-        }
-        next_mu = self.behaviour(batch[SampleBatch.NEXT_OBS])
-        storage = ReplayStorage(self.spec, 10 * len(next_mu))  # room for a tail of each row
-        for i, terminated in enumerate(batch[SampleBatch.TERMINATEDS]):
-            states = 1 if terminated else 2
-            mu = batch[SampleBatch.ACTION_DIST_INPUTS][i]
-            obs = np.stack([batch[SampleBatch.OBS][i], batch[SampleBatch.NEXT_OBS][i]])[:states]
-            context = None
-            if self.spec.frame_stack > 1:
-                context, obs = obs[0, :-1], obs[:, -1]
-            storage.add(
-                Fragment(
-                    episode=i,
-                    start=0,
-                    obs=obs,
-                    action_dist_inputs=np.stack([mu, next_mu[i]])[:states],
-                    actions=batch[SampleBatch.ACTIONS][i : i + 1].reshape(
-                        1, *self.spec.action_shape
-                    ),
-                    rewards=batch[SampleBatch.REWARDS][i : i + 1],
-                    terminated=bool(terminated),
-                    done=True,
-                    context=context,
-                )
-            )
-        view = ReplayView(self.spec, storage.capacity, self.device)
-        view.update(storage.changes())
-        return list(self.learner.losses(view, view.rows))
+        view = self._transitions(train_batch)
+        return list(self._own_learner().losses(view, view.rows))
 
     @override(Policy)
     def learn_on_batch(self, samples: SampleBatch) -> dict[str, Any]:
-        raise NotImplementedError(
-            "QWR alternates two regressions over a whole replay: use policy.learner.train(view)"
-        )
+        """A critic step and an actor step on the transitions of a batch, by the learner.
+
+        :meth:`QWR.training_step` trains from the replay instead, thousands of steps at a time.
+
+        Raises:
+            ValueError: if the policy is of a rollout worker, which has no critic.
+        """
+        learner = self._own_learner()
+        custom_metrics: dict[str, Any] = {}
+        self.callbacks.on_learn_on_batch(policy=self, train_batch=samples, result=custom_metrics)
+        view = self._transitions(samples)
+        stats = learner.step(view, view.rows)
+        self.num_grad_updates += 1
+        return {
+            LEARNER_STATS_KEY: stats,
+            "custom_metrics": custom_metrics,
+            NUM_AGENT_STEPS_TRAINED: samples.count,
+            NUM_GRAD_UPDATES_LIFETIME: self.num_grad_updates,
+        }
+
+    def _own_learner(self) -> Learner:
+        if self.learner is None:
+            raise ValueError("only the local worker's policy has a critic and a learner")
+        return self.learner
+
+    def _transitions(self, batch: SampleBatch) -> TransitionView:
+        """A batch with ``obs``, ``new_obs``, ``actions``, ``rewards``, ``terminateds`` and mu."""
+
+        def column(name: str, *shape: int) -> Tensor:
+            values = torch.as_tensor(batch[name], device=self.device).detach()
+            return values.reshape(len(values), *shape)
+
+        spec = self.spec
+        states = [column(name, *spec.obs_shape) for name in (SampleBatch.OBS, SampleBatch.NEXT_OBS)]
+        with torch.no_grad():
+            mu_after = self._params(states[1])
+        mu = column(SampleBatch.ACTION_DIST_INPUTS, spec.action_dim)
+        columns = {
+            SampleBatch.OBS: torch.cat(states),
+            SampleBatch.ACTION_DIST_INPUTS: torch.cat([mu, mu_after]),
+            SampleBatch.ACTIONS: column(SampleBatch.ACTIONS, *spec.action_shape),
+            SampleBatch.REWARDS: column(SampleBatch.REWARDS).float(),
+            SampleBatch.TERMINATEDS: column(SampleBatch.TERMINATEDS).bool(),
+        }
+        if spec.discrete:
+            columns[SampleBatch.ACTIONS] = columns[SampleBatch.ACTIONS].long()
+        return TransitionView(spec, columns)
 
     @override(TorchPolicyV2)
     def export_model(

@@ -23,7 +23,7 @@ from qwr_rllib.learning.networks import (
     channels_first,
 )
 from qwr_rllib.replay.layout import Slot
-from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.replica import ReplayView, View
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class NetworkInputs:
             self._image_kernel = kernels.image_blocks
         self._image_memory = torch.empty(0, dtype=torch.uint8)
 
-    def of(self, view: ReplayView, slots: Tensor) -> Tensor:
+    def of(self, view: View, slots: Tensor) -> Tensor:
         """Inputs of the states in ``slots`` ``(...)``; the next call may overwrite them."""
         bytes_ = view.spec.image and view.spec.obs_dtype == "uint8"
         if not bytes_ or self._image_kernel is None:
@@ -68,7 +68,7 @@ class NetworkInputs:
             frames, view.frames(slots), self._networks.blocks, self._image_memory
         )
 
-    def of_each(self, view: ReplayView, rows: Tensor) -> Iterator[Tensor]:
+    def of_each(self, view: View, rows: Tensor) -> Iterator[Tensor]:
         """Inputs of each minibatch of ``rows`` ``(steps, batch)`` in turn."""
         if view.spec.image:  # a chunk of them at once would be gigabytes
             return (self.of(view, each) for each in rows)
@@ -92,7 +92,7 @@ class CriticEvaluator:
         """Features ``(k, h)`` of inputs."""
 
     @torch.no_grad()
-    def features(self, view: ReplayView, slots: Tensor, known: Tensor | None = None) -> Tensor:
+    def features(self, view: View, slots: Tensor, known: Tensor | None = None) -> Tensor:
         """Features ``(k, h)`` of the states in ``slots`` ``(k,)``.
 
         Args:
@@ -122,7 +122,7 @@ class CriticEvaluator:
         return (self._gate or self.critic).q_values(features, actions)
 
 
-def tile_size(view: ReplayView) -> int:
+def tile_size(view: View) -> int:
     """How many states go through a body at once."""
     tile, elements = MAX_TILE, MAX_TILE_ELEMENTS
     if view.device.type == "cuda":  # which needs many to be busy, and has no tiles in its cache

@@ -47,7 +47,7 @@ from qwr_rllib.learning.targets import (
     VBootstrap,
 )
 from qwr_rllib.learning.update import RegressionStep
-from qwr_rllib.replay.replica import ReplayView, Slices
+from qwr_rllib.replay.replica import ReplayView, Slices, View
 
 logger = logging.getLogger(__name__)
 
@@ -174,8 +174,7 @@ class Learner:
         with self._threads_of(self._critic_step) as threads:
             for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
                 if self.num_critic_updates % self.config.target_update_freq == 0:
-                    self.target_critic.load_state_dict(self.critic.state_dict())
-                    self.num_target_updates += 1
+                    self._sync_target()
                     features = None
                     if self._visits_states_again(view):
                         features = self._by_target.all_features(view)
@@ -214,25 +213,58 @@ class Learner:
             },
         )
 
-    def losses(self, view: ReplayView, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, view: View, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The critic's and the actor's loss of one minibatch ``(N,)`` of rows, for autograd."""
-        critic, networks = self.critic, self.networks
-        targets = self._targets(view, rows, 1)[0] / critic.q_scale
+        targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
-        obs = networks.normalize(view.observations(rows))
+        obs = self.networks.normalize(view.observations(rows))
         return (
-            losses.critic_loss(critic(obs, view.columns["actions"][rows]), targets),
+            losses.critic_loss(self.critic(obs, view.columns["actions"][rows]), targets),
             self.actor.regression_loss(self.actor(obs), *(part[0] for part in regression)),
         )
+
+    @torch.no_grad()
+    def step(self, view: View, rows: Tensor) -> dict[str, float]:
+        """A critic step and an actor step on one minibatch ``(N,)`` of rows.
+
+        The target is synced before each ``target_update_freq``.
+
+        Returns:
+            ``critic_loss`` and ``actor_loss``, each before its step.
+
+        Raises:
+            NonFiniteLossError: if a loss is NaN or infinite.
+        """
+        if self.num_critic_updates % self.config.target_update_freq == 0:
+            self._sync_target()
+        targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
+        actions = view.columns["actions"][rows]
+        outputs = self._critic_step((self._inputs.of(view, rows), actions), (targets,))
+        critic_loss = losses.critic_loss(outputs, targets).item()
+        self.num_critic_updates += 1
+        regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
+        onto = [part[0] for part in regression]
+        params = self._actor_step((self._inputs.of(view, rows),), onto)
+        actor_loss = self.actor.regression_loss(params, *onto).item()
+        self.num_actor_updates += 1
+        found = {"critic_loss": critic_loss, "actor_loss": actor_loss}
+        for name, loss in found.items():
+            self._require_finite(name, loss)
+        return found
+
+    def _sync_target(self) -> None:
+        self.target_critic.load_state_dict(self.critic.state_dict())
+        self.num_target_updates += 1
+
+    def _require_finite(self, name: str, loss: float) -> None:
+        if not math.isfinite(loss):
+            updates = self.num_critic_updates if name == "critic_loss" else self.num_actor_updates
+            raise NonFiniteLossError(f"{name} is {loss} after {updates} updates")
 
     def _metrics(
         self, phase: str, started: float, steps: int, metrics: dict[str, float]
     ) -> dict[str, float]:
-        loss = metrics[f"{phase}_loss"]
-        if loss != loss or abs(loss) == float("inf"):
-            raise NonFiniteLossError(
-                f"{phase}_loss is {loss} after {getattr(self, f'num_{phase}_updates')} updates"
-            )
+        self._require_finite(f"{phase}_loss", metrics[f"{phase}_loss"])
         elapsed = time.perf_counter() - started
         return metrics | {f"{phase}_updates_per_s": steps / elapsed}
 
@@ -271,7 +303,7 @@ class Learner:
 
     @torch.no_grad()
     def _targets(
-        self, view: ReplayView, rows: Tensor, steps: int, features: Tensor | None = None
+        self, view: View, rows: Tensor, steps: int, features: Tensor | None = None
     ) -> Tensor:
         """Multi-step targets of the critic for ``rows`` of ``steps`` minibatches.
 
@@ -313,7 +345,7 @@ class Learner:
     @torch.no_grad()
     def _actor_regression(
         self,
-        view: ReplayView,
+        view: View,
         rows: Tensor,
         features: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:

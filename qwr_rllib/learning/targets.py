@@ -17,7 +17,7 @@ from qwr_rllib.learning import losses
 from qwr_rllib.learning.config import LearnerConfig
 from qwr_rllib.learning.evaluation import CriticEvaluator, tile_size
 from qwr_rllib.learning.networks import CategoricalActor, GaussianActor
-from qwr_rllib.replay.replica import ReplayView, Slices
+from qwr_rllib.replay.replica import Slices, View
 
 
 class Candidates(NamedTuple):
@@ -52,7 +52,7 @@ class ActionSampler:
     def __call__(
         self,
         critic: CriticEvaluator,
-        view: ReplayView,
+        view: View,
         states: Tensor,
         features: Tensor | None = None,
     ) -> Candidates:
@@ -77,7 +77,7 @@ class Bootstrap(Protocol):
 
     def __call__(
         self,
-        view: ReplayView,
+        view: View,
         states: Tensor,
         inverse: Tensor,
         steps: int,
@@ -105,7 +105,7 @@ class VBootstrap:
 
     def __call__(
         self,
-        view: ReplayView,
+        view: View,
         states: Tensor,
         inverse: Tensor,
         steps: int,
@@ -128,7 +128,7 @@ class QBootstrap:
 
     def __call__(
         self,
-        view: ReplayView,
+        view: View,
         states: Tensor,
         inverse: Tensor,
         steps: int,
@@ -159,7 +159,7 @@ class Consideration(Protocol):
     """Whether they are several of each state."""
 
     def __call__(
-        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+        self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         """The candidates at ``states`` ``(k,)``; ``features`` are the critic's, where known."""
         ...
@@ -175,7 +175,7 @@ class SampledActions:
         self._sample = sample
 
     def __call__(
-        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+        self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         return self._sample(self._critic, view, states, features)
 
@@ -190,7 +190,7 @@ class ReplayActionByQ:
         self._sample = sample
 
     def __call__(
-        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+        self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         actions = view.columns["actions"][states].unsqueeze(1)
         samples, _, probs, _ = self._sample(self._critic, view, states, features)
@@ -209,7 +209,7 @@ class ReplayActionByV:
         self._margin = margin
 
     def __call__(
-        self, view: ReplayView, states: Tensor, features: Tensor | None, returns: Returns
+        self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         actions = view.columns["actions"][states].unsqueeze(1)
         slices = view.slices(states, self._margin)

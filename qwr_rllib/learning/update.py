@@ -38,7 +38,7 @@ class RegressionStep:
         epsilon: Adam's.
         grad_clip: global norm to which gradients are clipped; ``None`` does not clip.
         compiler: see :func:`~qwr_rllib.learning.accel.gradients.gradient_of`.
-        capture: as a CUDA graph. Minibatches must then all have one shape.
+        capture: as a CUDA graph, for minibatches of the shape of the first.
     """
 
     def __init__(
@@ -73,8 +73,11 @@ class RegressionStep:
         if self._graph is None:
             self._capture(inputs, targets)
             assert self._graph is not None
-        for argument, given in zip(self._arguments, (*inputs, *targets), strict=True):
-            argument.copy_(given)
+        given = (*inputs, *targets)
+        if any(a.shape != b.shape for a, b in zip(self._arguments, given, strict=True)):
+            return self._step(inputs, targets)  # of another size than those that were captured
+        for argument, value in zip(self._arguments, given, strict=True):
+            argument.copy_(value)
         self._graph.replay()
         return self._outputs
 

@@ -153,3 +153,52 @@ class ReplayView:
             torch.stack(column, 1) for column in zip(*columns, strict=True)
         )
         return Slices(following, rewards, nonterminals.float(), continues.float())
+
+
+class TransitionView:
+    """Single transitions in the form of a :class:`ReplayView`: the learner's losses take both.
+
+    State ``i`` is in slot ``i``, the state after it in slot ``N + i``.
+
+    Args:
+        spec: shapes of the columns.
+        columns: ``obs`` and ``action_dist_inputs`` of the ``N`` states and then of the ``N`` after
+            them, ``(2 N, ...)``, observations as whole stacks; ``actions``, ``rewards`` and
+            ``terminateds``, ``(N, ...)``.
+    """
+
+    def __init__(self, spec: Spec, columns: dict[str, Tensor]) -> None:
+        self.spec = spec
+        self.columns = dict(columns)
+        self.device = columns["rewards"].device
+        self.num_rows = len(columns["rewards"])
+        self.num_slots = 2 * self.num_rows
+        self.rows = torch.arange(self.num_rows, device=self.device)
+        if spec.frame_stack > 1:
+            self.columns["obs"] = columns["obs"].reshape(-1, *spec.frame_shape)
+
+    def frames(self, slots: Tensor) -> Tensor:
+        """As :meth:`ReplayView.frames`."""
+        n = self.spec.frame_stack
+        return slots.unsqueeze(-1) * n + torch.arange(n, device=self.device)
+
+    def observations(self, slots: Tensor) -> Tensor:
+        """As :meth:`ReplayView.observations`."""
+        return self.columns["obs"][self.frames(slots) if self.spec.frame_stack > 1 else slots]
+
+    def slices(self, starts: Tensor, length: int) -> Slices:
+        """As :meth:`ReplayView.slices`, of trajectories that are one step long."""
+
+        def repeated(column: Tensor) -> Tensor:
+            return column[starts].unsqueeze(1).expand(-1, length)
+
+        continues = torch.zeros(len(starts), length, device=self.device)
+        return Slices(
+            repeated(self.rows + self.num_rows),
+            repeated(self.columns["rewards"]),
+            repeated(~self.columns["terminateds"]).float(),
+            continues,
+        )
+
+
+View = ReplayView | TransitionView
