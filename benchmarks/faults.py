@@ -149,7 +149,7 @@ def cost_of_a_death(rows: int, turns: int) -> dict:
         pid = ray.get(algo.replay.__ray_call__.remote(lambda self: os.getpid()))
         os.kill(pid, signal.SIGKILL)
         started = time.perf_counter()
-        assert algo.supervised.call("metrics")["num_rows"] == held
+        assert algo.replay_client.call("metrics")["num_rows"] == held
         seconds["death of the replay actor"].append(time.perf_counter() - started)
     algo.stop()
 

@@ -5,12 +5,12 @@
 
 An iteration is run once with every matrix product and convolution recorded by its shapes, without
 compiled kernels, so that the gate's are seen too. Then each is timed alone, as the learner runs it
-(:mod:`qwr_rllib.learning.accel.gemm`, channels last), with operands that are in cache. The sum over all of
-them is the time that an iteration would take if it consisted of these and nothing else: no ReLU,
-LayerNorm, tanh, Adam, random numbers or gathers; of vectors and several threads, if these shared
-them without any loss; of images, with these threads in each. The learner's own time, with what it
-compiles by default, is measured beside it in turn, and last the parts of an iteration, each alone.
-"""
+(:mod:`qwr_rllib.learning.accel.gemm`, channels last), with operands that are in cache. The sum over
+all of them is the time that an iteration would take if it consisted of these and nothing else: no
+ReLU, LayerNorm, tanh, Adam, random numbers or gathers; of vectors and several threads, if these
+shared them without any loss; of images, with these threads in each. The learner's own time, with
+what it compiles by default, is measured beside it in turn, and last the parts of an iteration, each
+alone."""
 
 from __future__ import annotations
 

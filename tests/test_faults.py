@@ -16,7 +16,7 @@ from ray.tune.registry import register_env
 
 from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.replay.actor import Receipt
-from qwr_rllib.replay.client import SupervisedReplay
+from qwr_rllib.replay.client import ReplayClient
 from qwr_rllib.replay.layout import Slot
 from qwr_rllib.replay.recovery import store_arrays
 from qwr_rllib.replay.replica import ReplayView
@@ -114,7 +114,7 @@ def test_the_replay_is_refilled_row_by_row(build):
         algo.train()
     lost, first = state(algo), algo.replay
     os.kill(pid_of(first), signal.SIGKILL)
-    algo.supervised.call("metrics")
+    algo.replay_client.call("metrics")
     assert algo.replay != first
     assert_same_rows(lost, state(algo))
     result = algo.train()
@@ -241,7 +241,7 @@ class Mortal:
 
 def test_a_replay_that_keeps_dying_ends_the_run():
     spec = Spec((2,), "float32", 1, False)
-    replay = SupervisedReplay(
+    replay = ReplayClient(
         ray.remote(num_cpus=0)(Mortal).remote, ReplayView(spec, 10), lambda actor: None
     )
     with pytest.raises(RuntimeError, match="died 4 times within an iteration"):

@@ -23,7 +23,7 @@ from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.algorithms.policy import QWRTorchPolicy
 from qwr_rllib.algorithms.qwr import RefusedRowsError
 from qwr_rllib.replay.actor import Receipt
-from qwr_rllib.sampling.collector import Collector
+from qwr_rllib.sampling.collector import Collector, RolloutWorkers
 
 SMALL = {
     "n_interactions": 200,
@@ -776,16 +776,15 @@ class Workers:
 
 
 def test_what_is_refused_when_it_is_sent_again_is_named():
-    collector = Collector(Workers(), 1, 10, lambda: None, 0, 1)
+    workers = RolloutWorkers(Workers(), 1, lambda: None, 0, 1)
     replay = SimpleNamespace(
         call=lambda _: {"num_rows_inserted_lifetime": 0, "num_rows_refused_lifetime": 10}
     )
-    collector.resend(None)
-    assert collector.complete(replay, 0, 0).refusals == [
-        "worker 1, episode 3: rewards must be finite"
-    ]
+    collector = Collector(workers, replay, 10)
+    workers.resend(None)
+    assert collector.complete(0, 0).refusals == ["worker 1, episode 3: rewards must be finite"]
     collector.end_round()
-    assert collector.complete(replay, 0, 0).refusals == []
+    assert collector.complete(0, 0).refusals == []
 
 
 def test_the_replay_file_is_plain_arrays(build, tmp_path):

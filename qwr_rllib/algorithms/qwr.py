@@ -53,11 +53,11 @@ from qwr_rllib.learning.learner import Learner
 from qwr_rllib.learning.networks import networks_of
 from qwr_rllib.offline import OfflineConfig, load
 from qwr_rllib.prometheus import RunMetrics
-from qwr_rllib.replay.client import SupervisedReplay
+from qwr_rllib.replay.client import ReplayClient
 from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.serialization import check_arrays
 from qwr_rllib.replay.storage import ReplayStorage
-from qwr_rllib.sampling.collector import Collector, num_steps
+from qwr_rllib.sampling.collector import Collector, RolloutWorkers, num_steps
 from qwr_rllib.validation import POSITIVE, did_you_mean, from_mapping, integer
 from qwr_rllib.versions import versions
 
@@ -89,14 +89,16 @@ def _documented(training: Callable[..., QWRConfig]) -> Callable[..., QWRConfig]:
     own.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
     positional = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     training.__signature__ = inspect.Signature([positional, *own])  # type: ignore[attr-defined]
-    arguments = [f"    {name}: {' '.join(text.split())}" for name, text in descriptions().items()]
+    texts = descriptions().items()
+    arguments = [f"    {name}: {' '.join(text.split())}" for name, text in texts]
     training.__doc__ = "\n".join(
         [
             "Sets the training related configuration; defaults: ``docs/settings.md``.",
             "\nArgs:",
             *arguments,
-            "    **kwargs: RLlib's own, such as ``model`` (``fcnet_hiddens`` and ``fcnet_activation``",
-            "        for vectors, ``conv_filters`` and ``post_fcnet_hiddens`` for images).",
+            "    **kwargs: RLlib's own, such as ``model``: ``fcnet_hiddens`` and "
+            "``fcnet_activation`` for vectors, ``conv_filters`` and ``post_fcnet_hiddens`` for "
+            "images.",
             "\nReturns:\n    This updated config.",
             "\nRaises:\n    ValueError: for an unknown key or one that has no effect.",
         ]
@@ -339,17 +341,17 @@ class QWR(Algorithm):
         torch.set_num_threads(policy.learner.threads if policy.spec.image else 1)
 
         resources.check_memory(policy.spec, config.replay_capacity)
-        self.collector = Collector(
+        workers = RolloutWorkers(
             self.env_runner_group,
             config.num_env_runners,
-            config.rows_per_iteration,
             lambda: self.restore_env_runners(self.env_runner_group),
             config.env_runner_restore_timeout_s if config.restart_failed_env_runners else 0,
             config.sample_timeout_s,
         )
         self.view = ReplayView(policy.spec, config.replay_capacity, policy.device)
         start = partial(resources.start_replay, policy.spec, config.replay_capacity)
-        self.supervised = SupervisedReplay(start, self.view, self.collector.resend)
+        self.replay_client = ReplayClient(start, self.view, workers.resend)
+        self.collector = Collector(workers, self.replay_client, config.rows_per_iteration)
         self._num_steps_in_view = 0
         self._learner_metrics: dict[str, float] = {}
         self._replay_metrics: dict[str, float] = {}
@@ -365,7 +367,7 @@ class QWR(Algorithm):
     @property
     def replay(self) -> ActorHandle:
         """The replay actor: the store of record. It may be another one after a failure."""
-        return self.supervised.actor
+        return self.replay_client.actor
 
     def placement(self) -> dict[str, str]:
         """The id of the node that each part runs on, as ``ray.nodes()`` has it."""
@@ -375,7 +377,7 @@ class QWR(Algorithm):
         )
         return {
             "learner": ray.get_runtime_context().get_node_id(),
-            "replay": self.supervised.call("node_id"),
+            "replay": self.replay_client.call("node_id"),
             **{f"rollout worker {index}": node for index, node in nodes},
         }
 
@@ -401,7 +403,7 @@ class QWR(Algorithm):
         with self._timers[UPDATE_VIEW_TIMER]:
             self._update_view()
         if self.config.overlap_sampling and self._collects(self.iteration + 1):
-            self.collector.begin(self.supervised, self.learner.num_actor_updates)
+            self.collector.begin(self.learner.num_actor_updates)
         with self._timers[CRITIC_TIMER]:
             critic = self.learner.train_critic(self.view, self._counters[NUM_ENV_STEPS_SAMPLED])
         with self._timers[ACTOR_TIMER]:
@@ -453,14 +455,12 @@ class QWR(Algorithm):
         with contextlib.closing(creator(EnvContext(self.config.env_config, 0))) as env:
             storage = self.config.load_offline(env)
         self._num_rows_offline = storage.num_rows_inserted_lifetime
-        self.supervised.call("load", storage.state_arrays())
+        self.replay_client.call("load", storage.state_arrays())
         self._update_view()
 
     def _collect(self) -> None:
         """Collects ``n_interactions`` rows; see :class:`Collector`."""
-        collected = self.collector.complete(
-            self.supervised, self._num_steps_in_view, self.learner.num_actor_updates
-        )
+        collected = self.collector.complete(self._num_steps_in_view, self.learner.num_actor_updates)
         self._blocked_s = collected.blocked_s
         refused = collected.metrics["num_rows_refused_lifetime"] - self._replay_metrics.get(
             "num_rows_refused_lifetime", 0
@@ -475,7 +475,7 @@ class QWR(Algorithm):
 
     def _update_view(self) -> None:
         """Brings the learner's view and the counters up to date with the store of record."""
-        new, metrics = self.supervised.update_view()
+        new, metrics = self.replay_client.update_view()
         self.collector.end_round()
         self._update_normalizer(new)
         self._num_steps_in_view = num_steps(metrics)
@@ -504,7 +504,7 @@ class QWR(Algorithm):
         """
         with checkpoint.replaced(Path(checkpoint_dir)) as folder:
             super().save_checkpoint(str(folder))
-            arrays = self.supervised.call("state_arrays")
+            arrays = self.replay_client.call("state_arrays")
             np.savez(folder / checkpoint.REPLAY_FILE, allow_pickle=False, **arrays)
 
     @override(Algorithm)
@@ -541,9 +541,9 @@ class QWR(Algorithm):
 
     def _load_replay(self, arrays: dict[str, np.ndarray]) -> None:
         self.collector.abandon_round()
-        self.supervised.call("load", arrays)
+        self.replay_client.call("load", arrays)
         # With overlap_sampling there may be rows of the next iteration, which are new.
-        new, metrics = self.supervised.update_view()
+        new, metrics = self.replay_client.update_view()
         self._replay_metrics = dict(metrics)
         self._update_normalizer(new)
 
@@ -650,7 +650,7 @@ class QWR(Algorithm):
         if hasattr(self, "collector"):
             self.collector.wait()  # RLlib would wait for a worker that hangs, without a time-out
         super().cleanup()
-        if hasattr(self, "supervised"):
-            self.supervised.stop()
+        if hasattr(self, "replay_client"):
+            self.replay_client.stop()
         if hasattr(self, "_run_metrics"):
             self._run_metrics.stop()

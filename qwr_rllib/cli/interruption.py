@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from ray._private import services
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
@@ -19,22 +17,6 @@ from rich.console import Console
 # `timeout` sends SIGTERM to its child and then to the child's process group, and what passes a
 # terminal's SIGINT on doubles that too: within so many seconds signals are one.
 SAME_SIGNAL_S = 1.0
-
-
-@contextlib.contextmanager
-def own_session() -> Iterator[None]:
-    """What Ray starts within the block gets a session of its own.
-
-    A SIGTERM or SIGINT to this process's group then reaches this process alone, and Ray lives on
-    until the checkpoints are written. Ray's processes still die with this one, by Linux's parent
-    death signal.
-    """
-    popen = services.ConsolePopen
-    services.ConsolePopen = functools.partial(popen, start_new_session=True)
-    try:
-        yield
-    finally:
-        services.ConsolePopen = popen
 
 
 class Interruption(Callback):

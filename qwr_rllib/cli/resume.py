@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import PurePosixPath
 
 import pyarrow.fs
-from ray.tune.execution.experiment_state import _find_newest_experiment_checkpoint
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.utils import flatten_dict
 
+from qwr_rllib._ray_compat import newest_experiment_state
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Experiment
 
@@ -19,8 +19,7 @@ from qwr_rllib.cli.experiments import Experiment
 def find_state(experiment: Experiment) -> str | None:
     """The newest file in which Tune keeps the state of this experiment's trials, if any."""
     files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
-    newest: str | None = _find_newest_experiment_checkpoint(path, files)
-    return newest
+    return newest_experiment_state(path, files)
 
 
 def apply_stop(experiment: Experiment, state_path: str) -> set[str]:

@@ -18,13 +18,13 @@ import click
 import pyarrow.fs
 import ray
 from ray import tune
-from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.tune.experiment import Experiment as TuneExperiment
 from ray.tune.experiment import Trial
 from ray.tune.tune_config import ResumeConfig
 from ray.tune.utils import flatten_dict
 from rich.console import Console
 
+from qwr_rllib._ray_compat import bootstrap_address, own_session
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import (
     Experiment,
@@ -33,7 +33,7 @@ from qwr_rllib.cli.experiments import (
     load_user_modules,
     read_file,
 )
-from qwr_rllib.cli.interruption import Interruption, own_session
+from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import EVALUATION, RETURN, Progress, iteration_return, number
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.cli.user_modules import UserModules
@@ -225,7 +225,7 @@ def _announce(experiment: Experiment, console: Console) -> None:
 def _reachable(address: str) -> str:
     """The cluster's ``host:port``; ``auto`` finds the one that runs on this machine."""
     try:
-        found: str = canonicalize_bootstrap_address_or_die(address)
+        found = bootstrap_address(address)
         host, _, port = found.rpartition(":")
         # Where nobody listens, `ray.init` waits for ever and cannot be interrupted.
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -1,10 +1,10 @@
 """Keeps a replay actor alive: a dead one is replaced by one that holds what it held.
 
 A row is *acknowledged* when the learner's view has it: the view is the second copy. Until then
-its rollout worker keeps it (see :mod:`qwr_rllib.sampling.worker`). So a new actor takes the view's rows,
-and the workers send theirs again; a repeated row is not stored twice. Rows are lost only when the
-actor and a worker die within the same iteration: this worker's rows of that iteration, which were
-never counted and are collected anew.
+its rollout worker keeps it (see :mod:`qwr_rllib.sampling.worker`). So a new actor takes the view's
+rows, and the workers send theirs again; a repeated row is not stored twice. Rows are lost only when
+the actor and a worker die within the same iteration: this worker's rows of that iteration, which
+were never counted and are collected anew.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ logger = logging.getLogger("ray.rllib.qwr")
 MAX_RESTARTS_IN_A_ROW = 3
 
 
-class SupervisedReplay:
-    """A replay actor, its successors, and the view that refills them.
+class ReplayClient:
+    """Calls a replay actor, and replaces it by one that has its rows when it dies.
 
     Args:
         start: makes an empty replay actor.

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray._private.state import actors
 from ray.actor import ActorHandle
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from qwr_rllib._ray_compat import mark_unhealthy, num_restarts, unanswered, worker_handles
 from qwr_rllib.replay.actor import Receipt
-from qwr_rllib.replay.client import SupervisedReplay
+from qwr_rllib.replay.client import ReplayClient
 from qwr_rllib.sampling.worker import Failure, Outcome, ReplayLost, collect, resend
 
 logger = logging.getLogger("ray.rllib.qwr")
@@ -46,13 +46,12 @@ def num_steps(metrics: dict[str, int]) -> int:
     return metrics["num_rows_inserted_lifetime"] + metrics["num_rows_refused_lifetime"]
 
 
-class Collector:
-    """Asks rollout workers for rows; what a lost one owes is asked of the others.
+class RolloutWorkers:
+    """The rollout workers of a group as those who are asked for rows.
 
     Args:
         group: the rollout workers, or a local one alone.
-        num_workers: rollout workers that the round is shared among; 0 for the local one.
-        num_rows: of a round; a multiple of the workers.
+        num_workers: rollout workers; 0 for the local one.
         restore_workers: takes restarted workers back into the group.
         patience_s: for how long a restart of the last worker is waited for; 0 where workers are
             not restarted.
@@ -64,100 +63,36 @@ class Collector:
         self,
         group: EnvRunnerGroup,
         num_workers: int,
-        num_rows: int,
         restore_workers: Callable[[], object],
         patience_s: float,
         timeout_s: float,
     ) -> None:
         self._group = group
-        self._num_workers = num_workers
-        self._num_rows = num_rows
-        self._share = num_rows // max(1, num_workers)
+        self.num_workers = num_workers
         self._restore_workers = restore_workers
         self._patience_s = patience_s
         self._timeout_s = timeout_s
-        self._number = 0
-        self._overlapped: list[Outcome] = []  # of a round that was begun, as far as it is over
+        self.round_number = 0
+        """Grows when the learner's view has the rows: the workers then drop theirs."""
+        self.refusals: list[str] = []
+        """A line for each run of rows that was refused in this round."""
         self._trouble: dict[int, str] = {}  # by worker: why it brought no rows last time
-        self._refusals: list[str] = []  # of the round
 
-    def begin(self, replay: SupervisedReplay, policy_version: int) -> None:
-        """Starts a round that the next :meth:`complete` takes the rows of."""
-        self._ask(self._job(replay.actor, policy_version), _OVERLAPPED)
-
-    def wait(self) -> None:
-        """Waits for the workers to end what was begun, at most for the time-out."""
-        self._overlapped += self._answers(_OVERLAPPED)
-
-    def complete(self, replay: SupervisedReplay, steps_before: int, policy_version: int) -> Round:
-        """Collects until the replay has taken a round more than ``steps_before`` rows ever.
-
-        Raises:
-            RuntimeError: if an environment or worker raised, if no worker comes back, or if the
-                workers bring no rows again and again.
-        """
-        result = Round()
-        self.wait()
-        overlapped, self._overlapped = self._overlapped, []
-        self._take(overlapped, replay, result)
-        num_fruitless, least_missing = 0, self._num_rows + 1
-        while True:
-            result.metrics = replay.call("metrics")
-            missing = steps_before + self._num_rows - num_steps(result.metrics)
-            if missing <= 0:  # less if a worker that seemed lost had sent its rows
-                result.refusals = self._refusals
-                return result
-            num_fruitless = 0 if missing < least_missing else num_fruitless + 1
-            least_missing = missing
-            if num_fruitless == MAX_ROUNDS_WITHOUT_ROWS:
-                raise RuntimeError(self._no_rows(f"in {MAX_ROUNDS_WITHOUT_ROWS} rounds"))
-            job = self._job(replay.actor, policy_version)
-            if self._num_workers:
-                self._ask(job, _COLLECT, self._healthy()[: max(1, missing // self._share)])
-                outcomes = self._answers(_COLLECT)
-            else:
-                outcomes = [job(self._group.local_env_runner)]
-            self._take(outcomes, replay, result)
-
-    def resend(self, actor: ActorHandle) -> None:
-        """Has the workers send again what they sent in this round."""
-        job = functools.partial(resend, replay=actor, round_number=self._number)
-        if self._num_workers:
-            self._ask(job, _RESEND)
-            outcomes = self._answers(_RESEND)
-        else:
-            outcomes = [job(self._group.local_env_runner)]
-        self._raise_failures(outcomes)
-        self._note_refusals(outcomes)
-
-    def end_round(self) -> None:
-        """Lets the workers drop the rows of the round: the learner's view has them."""
-        self._number += 1
-        self._refusals = []
-
-    def abandon_round(self) -> None:
-        """Waits for what is under way and forgets it."""
-        self.wait()
-        self._overlapped = []
-        self.end_round()
-
-    def _job(self, actor: ActorHandle, policy_version: int) -> Callable[..., Outcome]:
-        return functools.partial(
-            collect, replay=actor, round_number=self._number, policy_version=policy_version
-        )
-
-    def _ask(
+    def ask(
         self, job: Callable[..., Outcome], tag: str, workers: Sequence[int] | None = None
     ) -> None:
-        """Has the healthy workers, or those given, do a job."""
+        """Has the healthy remote workers, or those given, begin a job."""
         self._group.foreach_env_runner_async(job, tag=tag, remote_worker_ids=workers)
 
-    def _answers(self, tag: str) -> list[Outcome]:
-        """What became of the jobs; a worker that does not say so within the time-out is killed."""
-        manager = self._group._worker_manager
-        asked = set(manager._filter_calls_by_tag(tag)[1])
+    def answers(self, tag: str) -> list[Outcome]:
+        """Waits for what became of the jobs of a tag.
+
+        Raises:
+            RuntimeError: if an environment or worker raised.
+        """
+        asked = set(unanswered(self._group, tag))
         ready = self._group.fetch_ready_async_reqs(tags=tag, timeout_seconds=self._timeout_s)
-        silent = manager._filter_calls_by_tag(tag)[1]
+        silent = unanswered(self._group, tag)
         for worker in asked - set(silent) - {worker for worker, _ in ready}:
             self._trouble[worker] = "its process died"
         for worker in silent:
@@ -168,11 +103,53 @@ class Collector:
                 worker,
                 self._trouble[worker],
             )
-            manager.set_actor_state(worker, healthy=False)
-            ray.kill(manager.actors()[worker], no_restart=not self._patience_s)
-        return [outcome for _, outcome in ready]
+            mark_unhealthy(self._group, worker)
+            ray.kill(worker_handles(self._group)[worker], no_restart=not self._patience_s)
+        return self._checked([outcome for _, outcome in ready])
 
-    def _no_rows(self, when: str) -> str:
+    def do(
+        self, job: Callable[..., Outcome], tag: str, workers: Sequence[int] | None = None
+    ) -> list[Outcome]:
+        """Has the workers do a job and waits; see :meth:`ask` and :meth:`answers`."""
+        if not self.num_workers:
+            return self._checked([job(self._group.local_env_runner)])
+        self.ask(job, tag, workers)
+        return self.answers(tag)
+
+    def resend(self, actor: ActorHandle) -> None:
+        """Has the workers send again to ``actor`` what they sent in this round."""
+        self.do(functools.partial(resend, replay=actor, round_number=self.round_number), _RESEND)
+
+    def end_round(self) -> None:
+        """Lets the workers drop the rows of the round: the learner's view has them."""
+        self.round_number += 1
+        self.refusals = []
+
+    def healthy(self) -> list[int]:
+        """Workers that can be asked, waiting for a restart where there is none.
+
+        Raises:
+            RuntimeError: if none comes back.
+        """
+        deadline = time.monotonic() + self._patience_s
+        restarts_before = None
+        while not (healthy := self._group.healthy_worker_ids()):
+            if time.monotonic() > deadline:
+                raise RuntimeError(self.no_rows("and none of them is alive"))
+            handles = worker_handles(self._group)
+            restarts = {worker: num_restarts(handle) for worker, handle in handles.items()}
+            restarts_before = restarts_before or restarts
+            if all(
+                restarts[worker] - before >= MAX_ROUNDS_WITHOUT_ROWS
+                for worker, before in restarts_before.items()
+            ):
+                raise RuntimeError(self.no_rows(f"and died in {MAX_ROUNDS_WITHOUT_ROWS} restarts"))
+            time.sleep(0.5)
+            self._restore_workers()
+        return healthy
+
+    def no_rows(self, when: str) -> str:
+        """Says that there were no rows, what is known of each worker, and where to look."""
         trouble = ", ".join(f"worker {worker}: {why}" for worker, why in self._trouble.items())
         session = ray.get_runtime_context().get_session_name()
         return (
@@ -181,49 +158,89 @@ class Collector:
             f"worker-*.err in the logs of Ray's session {session} on the worker's node"
         )
 
-    def _take(self, outcomes: Sequence[Outcome], replay: SupervisedReplay, into: Round) -> None:
-        self._raise_failures(outcomes)
-        self._note_refusals(outcomes)
-        for outcome in outcomes:
-            if isinstance(outcome, ReplayLost):
-                replay.replace(outcome.replay, outcome.reason)
-            elif isinstance(outcome, Receipt):
-                into.blocked_s += outcome.blocked_s
-
-    def _note_refusals(self, outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            if isinstance(outcome, Receipt):
-                self._refusals += outcome.refusals
-                for refusal in outcome.refusals:
-                    logger.warning("Refused rows: %s", refusal)
-
-    @staticmethod
-    def _raise_failures(outcomes: Sequence[Outcome]) -> None:
+    def _checked(self, outcomes: list[Outcome]) -> list[Outcome]:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 raise RuntimeError(f"rollout worker {outcome.worker} failed:\n{outcome.traceback}")
+            if isinstance(outcome, Receipt):
+                self.refusals += outcome.refusals
+                for refusal in outcome.refusals:
+                    logger.warning("Refused rows: %s", refusal)
+        return outcomes
 
-    def _healthy(self) -> list[int]:
-        """Workers that can be asked, waiting for a restart where there is none."""
-        deadline = time.monotonic() + self._patience_s
-        restarts_before = None
-        while not (healthy := self._group.healthy_worker_ids()):
-            if time.monotonic() > deadline:
-                raise RuntimeError(self._no_rows("and none of them is alive"))
-            restarts = self._num_restarts()
-            restarts_before = restarts_before or restarts
-            if all(
-                restarts[worker] - before >= MAX_ROUNDS_WITHOUT_ROWS
-                for worker, before in restarts_before.items()
-            ):
-                raise RuntimeError(self._no_rows(f"and died in {MAX_ROUNDS_WITHOUT_ROWS} restarts"))
-            time.sleep(0.5)
-            self._restore_workers()
-        return healthy
 
-    def _num_restarts(self) -> dict[int, int]:
-        handles = self._group._worker_manager.actors()
-        return {
-            worker: int(actors(handle._actor_id.hex())["NumRestarts"])
-            for worker, handle in handles.items()
-        }
+class Collector:
+    """Asks rollout workers for rows; what a lost one owes is asked of the others.
+
+    Args:
+        workers: who collect.
+        replay: where they send the rows.
+        num_rows: of a round; a multiple of the workers.
+    """
+
+    def __init__(self, workers: RolloutWorkers, replay: ReplayClient, num_rows: int) -> None:
+        self._workers = workers
+        self._replay = replay
+        self._num_rows = num_rows
+        self._share = num_rows // max(1, workers.num_workers)
+        self._overlapped: list[Outcome] = []  # of a round that was begun, as far as it is over
+
+    def begin(self, policy_version: int) -> None:
+        """Starts a round that the next :meth:`complete` takes the rows of."""
+        self._workers.ask(self._job(policy_version), _OVERLAPPED)
+
+    def wait(self) -> None:
+        """Waits for the workers to end what was begun, at most for the time-out."""
+        self._overlapped += self._workers.answers(_OVERLAPPED)
+
+    def complete(self, steps_before: int, policy_version: int) -> Round:
+        """Collects until the replay has taken a round more than ``steps_before`` rows ever.
+
+        Raises:
+            RuntimeError: if an environment or worker raised, if no worker comes back, or if the
+                workers bring no rows again and again.
+        """
+        result = Round()
+        self.wait()
+        overlapped, self._overlapped = self._overlapped, []
+        self._take(overlapped, result)
+        num_fruitless, least_missing = 0, self._num_rows + 1
+        while True:
+            result.metrics = self._replay.call("metrics")
+            missing = steps_before + self._num_rows - num_steps(result.metrics)
+            if missing <= 0:  # less if a worker that seemed lost had sent its rows
+                result.refusals = self._workers.refusals
+                return result
+            num_fruitless = 0 if missing < least_missing else num_fruitless + 1
+            least_missing = missing
+            if num_fruitless == MAX_ROUNDS_WITHOUT_ROWS:
+                raise RuntimeError(self._workers.no_rows(f"in {MAX_ROUNDS_WITHOUT_ROWS} rounds"))
+            asked = None
+            if self._workers.num_workers:
+                asked = self._workers.healthy()[: max(1, missing // self._share)]
+            self._take(self._workers.do(self._job(policy_version), _COLLECT, asked), result)
+
+    def end_round(self) -> None:
+        """Lets the workers drop the rows of the round: the learner's view has them."""
+        self._workers.end_round()
+
+    def abandon_round(self) -> None:
+        """Waits for what is under way and forgets it."""
+        self.wait()
+        self._overlapped = []
+        self.end_round()
+
+    def _job(self, policy_version: int) -> Callable[..., Outcome]:
+        return functools.partial(
+            collect,
+            replay=self._replay.actor,
+            round_number=self._workers.round_number,
+            policy_version=policy_version,
+        )
+
+    def _take(self, outcomes: Sequence[Outcome], into: Round) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, ReplayLost):
+                self._replay.replace(outcome.replay, outcome.reason)
+            elif isinstance(outcome, Receipt):
+                into.blocked_s += outcome.blocked_s

@@ -4,8 +4,9 @@ The inner loops are thousands of steps on networks of a few 256 x 256 layers. At
 autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
 backward passes are written out. The numbers are those of autograd up to rounding, which the tests
 check. Networks with other layers than these go through :class:`AutogradGradient`.
-On a CPU matrix products are :mod:`qwr_rllib.learning.accel.gemm`'; where Numba is installed, what surrounds
-them is compiled, and so is the gate of a critic of continuous actions: :mod:`qwr_rllib.learning.accel.kernels`.
+On a CPU :mod:`~qwr_rllib.learning.accel.gemm` multiplies the matrices. Where Numba is installed,
+:mod:`~qwr_rllib.learning.accel.kernels` has what surrounds them, and the gate of a critic of
+continuous actions.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def gate_kernel(
 
 
 def features_of(critic: GatedCritic | ValueCritic) -> Callable[[Tensor], Tensor]:
-    """:meth:`GatedCritic.features`, by :mod:`qwr_rllib.learning.accel.gemm` where it is dense layers.
+    """:meth:`GatedCritic.features`, with the products of ``gemm`` where it is dense layers.
 
     Args:
         critic: its parameters may change afterwards, not move.
