@@ -6,8 +6,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-import qwr_rllib
-
 # A Ray of their own is what many tests start with, on machines that have other work too.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 
@@ -24,7 +22,10 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _registered() -> None:
-    """Each module starts a Ray of its own, and the one before took the names with it."""
-    qwr_rllib.register()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Registers the algorithms again: each module's Ray took the names with it when it ended."""
+    if item.get_closest_marker("ray"):
+        import qwr_rllib
+
+        qwr_rllib.register()

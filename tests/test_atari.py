@@ -12,6 +12,8 @@ from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.cli import rllib
 from qwr_rllib.replay.layout import Slot
 
+pytestmark = pytest.mark.ray
+
 SMALL = {
     "n_critic_steps": 4,
     "n_actor_steps": 4,

@@ -247,6 +247,7 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("kind", [AWRConfig, AWACConfig])
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 def test_an_iteration_on_rllib(local_ray, kind, env, tmp_path):

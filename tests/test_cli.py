@@ -39,6 +39,8 @@ from qwr_rllib.cli.progress import Progress, iteration_return, row, seconds_left
 from qwr_rllib.cli.resume import apply_stop, find_state
 from qwr_rllib.local.theorem import Trial
 
+pytestmark = pytest.mark.ray
+
 ENVS = """
 import gymnasium as gym
 import numpy as np

@@ -28,6 +28,8 @@ from qwr_rllib.cli.evaluation import load_checkpoint, load_exported, make_env
 from qwr_rllib.deployment import FORMATS, METADATA_KEY, DeployedPolicy, describe, read
 from qwr_rllib.learning.networks import networks_of
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).parents[1]
 FEW = {"n_critic_steps": 2, "n_actor_steps": 2, "n_interactions": 50}
 KINDS: dict[str, QWRConfig] = {

@@ -83,6 +83,7 @@ RUN = [page for page in PAGES if page.exists() and blocks(page.read_text())]
 
 
 @pytest.mark.parametrize("page", RUN, ids=[page.name for page in RUN])
+@pytest.mark.ray
 @pytest.mark.usefixtures("_ray")
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     best = SimpleNamespace(path="best")

@@ -24,6 +24,8 @@ from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.sampling.worker import collect, resend
 from qwr_rllib.specs import Spec
 
+pytestmark = pytest.mark.ray
+
 TINY = {
     "n_interactions": 100,
     "n_critic_steps": 10,

@@ -13,6 +13,8 @@ from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Overrides, check_experiment
 from qwr_rllib.cli.loggers import make_loggers
 
+pytestmark = pytest.mark.ray
+
 FILE = """
 logged:
   run: QWR

@@ -11,6 +11,8 @@ from qwr_rllib import QWRConfig
 from qwr_rllib import prometheus as metrics_module
 from qwr_rllib.prometheus import METRICS, RunMetrics
 
+pytestmark = pytest.mark.ray
+
 SAMPLE = re.compile(r"^(ray_qwr_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 
 

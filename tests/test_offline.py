@@ -448,6 +448,7 @@ SMALL = {
 }
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("kind", [QWRConfig, AWRConfig])
 def test_training_offline_then_online(local_ray, kind, tmp_path):
     settings = SMALL | {"offline": {"dataset": pendulum(), "iterations": 2}}
@@ -482,6 +483,7 @@ def test_training_offline_then_online(local_ray, kind, tmp_path):
         restored.stop()
 
 
+@pytest.mark.ray
 def test_the_output_of_rllibs_own_algorithms_is_read(local_ray, tmp_path):
     config = (
         PPOConfig()

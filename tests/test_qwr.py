@@ -25,6 +25,8 @@ from qwr_rllib.algorithms.qwr import RefusedRowsError
 from qwr_rllib.replay.actor import Receipt
 from qwr_rllib.sampling.collector import Collector, RolloutWorkers
 
+pytestmark = pytest.mark.ray
+
 SMALL = {
     "n_interactions": 200,
     "n_critic_steps": 20,

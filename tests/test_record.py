@@ -11,6 +11,8 @@ from qwr_rllib.cli import qwr
 from qwr_rllib.envs.spaces import spec_of
 from qwr_rllib.offline import MU_KEY, OfflineConfig, load
 
+pytestmark = pytest.mark.ray
+
 minari = pytest.importorskip("minari")
 
 

@@ -297,6 +297,7 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("kind", ["parts", "image"])
 def test_training_evaluation_and_checkpoints_agree(local_ray, tmp_path, kind):
     space = OBSERVED["nested"][0] if kind == "parts" else Box(0, 1, (24, 24, 1))
@@ -323,6 +324,7 @@ def test_training_evaluation_and_checkpoints_agree(local_ray, tmp_path, kind):
     assert played.episode_return == 10
 
 
+@pytest.mark.ray
 def test_an_unbounded_action_space_is_said(local_ray, caplog):
     register_env("watched", lambda _: Watched(Box(-np.inf, np.inf, (2,))))
     algo = small("watched").build_algo()

@@ -22,6 +22,8 @@ from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
 from qwr_rllib.cli.sweeps import searched, with_spaces
 
+pytestmark = pytest.mark.ray
+
 EXAMPLES = Path(__file__).parents[1] / "tuned_examples"
 RETURN = "env_runners/episode_return_mean"
 

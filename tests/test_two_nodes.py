@@ -15,6 +15,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qwr_rllib import QWRConfig
 
+pytestmark = pytest.mark.ray
+
 TINY = {
     "n_interactions": 200,
     "n_critic_steps": 10,
