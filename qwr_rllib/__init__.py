@@ -54,7 +54,7 @@ def register() -> None:
 
 
 def _is_command() -> bool:
-    """Whether this process is one of our commands: they register when they need Ray.
+    """True if this process is one of our commands: they register when they need Ray.
 
     Importing Ray, torch and pandas takes seconds, in which ``rllib --help`` would show nothing.
     """

@@ -63,5 +63,5 @@ def mark_unhealthy(group: EnvRunnerGroup, worker: int) -> None:
 
 
 def num_restarts(handle: ActorHandle) -> int:
-    """How often Ray has started an actor again."""
+    """Counts how often Ray has started an actor again."""
     return int(actors(handle._actor_id.hex())["NumRestarts"])

@@ -32,7 +32,7 @@ METADATA_KEY = "qwr_rllib"
 OBSERVATION, ACTION, BATCH = "observation", "action", "batch"
 """Names of a graph's input, its output, and their first axis."""
 OPSET = 17
-"""Of the ONNX operators, by default; ONNX Runtime has them since 1.12."""
+"""Default version of the ONNX operators; ONNX Runtime has it since 1.12."""
 # What `networks_of` reads; RLlib calls lambda_ "lambda".
 LEARNER_DEFAULTS = {
     name.rstrip("_"): field.default for name, field in LearnerConfig.__dataclass_fields__.items()
@@ -49,7 +49,7 @@ def describe(
     env_steps: int | None,
     algorithm: str | None = None,
 ) -> dict[str, Any]:
-    """What is known of a policy, as plain values that JSON can hold.
+    """Describes a policy by plain values that JSON can hold.
 
     Args:
         spec: the shapes that its networks were made for.

@@ -1,4 +1,4 @@
-"""What Prometheus and the Ray dashboard show of a run; see ``docs/metrics.md``.
+"""Metrics of a run for Prometheus and the Ray dashboard; see ``docs/metrics.md``.
 
 Each is a number of the algorithm's result, under a name with its unit. Ray puts ``ray_`` before
 the name and ``_total`` behind a counter's.
@@ -24,7 +24,7 @@ class Metric:
 
     name: str
     path: str
-    """Where it is in the result, keys joined by ``/``."""
+    """Its place in the result: keys joined by ``/``."""
     description: str
     kind: Literal["gauge", "lifetime", "per_iteration"] = "gauge"
     """A counter takes either the growth of a lifetime's sum or what an iteration adds."""

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spec:
-    """What one step of an environment looks like to the learner.
+    """Shapes and types of one environment step, as the learner sees it.
 
     A continuous action is a float32 vector in the policy's space (each dimension of the
     environment's range mapped to [-1, 1], samples may lie beyond); a discrete one is its index.
@@ -24,17 +24,17 @@ class Spec:
     """Above 1, an observation is this many consecutive frames along its first axis, the newest
     last; the replay keeps each frame once and stacks again."""
     image_max: float | None = None
-    """Of an image of floats, the value of a full pixel: 1 or 255."""
+    """The value of a full pixel, 1 or 255, of an image of floats."""
 
     @property
     def image(self) -> bool:
-        """Whether the observation is an image (uint8 or ``image_max``, three axes), no vector."""
+        """True if the observation is an image (uint8 or ``image_max``, three axes), no vector."""
         of_pixels = self.obs_dtype == "uint8" or self.image_max is not None
         return of_pixels and len(self.obs_shape) == 3
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
-        """What the replay keeps of one observation."""
+        """Shape of the part of an observation that the replay keeps."""
         return self.obs_shape if self.frame_stack == 1 else self.obs_shape[1:]
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 
 
 class Rule(NamedTuple):
-    """What a value may be."""
+    """A condition on a value, in words and as a function."""
 
     allowed: str
     """Completes "must be ..."."""

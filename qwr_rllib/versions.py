@@ -1,4 +1,4 @@
-"""What a trial was made with: releases and commit."""
+"""Releases of packages and the commit that a trial was made with."""
 
 from __future__ import annotations
 

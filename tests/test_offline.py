@@ -295,13 +295,21 @@ def test_contradicting_columns_are_named():
     refused("3 rewards, 3 observations", dataset)
 
 
-def test_a_data_set_that_does_not_fit_is_refused():
+def test_a_data_set_that_does_not_fit_is_sampled_by_whole_episodes(caplog):
     dataset = write([episode(i, 10) for i in range(5)])
-    refused("replay_capacity 49 is too small", dataset, capacity=49)
     assert loaded(dataset, capacity=50).num_rows == 50
+    assert "drawn at random" not in caplog.text
+    storage = loaded(dataset, capacity=49)
+    assert (storage.num_rows, storage.num_episodes) == (40, 12)  # each is cut every 4 rows
+    assert "has 50 rows in 5 episodes, more than replay_capacity 49 takes: 4" in caplog.text
+    again = loaded(dataset, capacity=49)
+    np.testing.assert_array_equal(storage.columns["obs"], again.columns["obs"])
+    refused("replay_capacity 9 is too small for any episode .*: the shortest has 10", dataset,
+            capacity=9)  # fmt: skip
     # 80 ends of one step each need more room than their rows.
     dataset = write([episode(i, 1) for i in range(80)], "test/ends-v0")
-    refused("replay_capacity 80 is too small for the 80 episodes", dataset, capacity=80)
+    storage = loaded(dataset, capacity=80)
+    assert storage.num_rows == storage.num_episodes == 71  # 2 slots each of 80 + 64, one in reserve
     refused("data set test/ends-v0 has 80 episodes", dataset, num_episodes=81)
 
 

@@ -126,7 +126,7 @@ _is_size = integer(1).holds
 
 
 def _is_layer(value: Any) -> bool:
-    """Whether it is filters, kernel and stride of a convolution."""
+    """True if it is filters, kernel and stride of a convolution."""
     if not (isinstance(value, (list, tuple)) and len(value) == 3):
         return False
     filters, kernel, stride = value

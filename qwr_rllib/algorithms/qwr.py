@@ -235,7 +235,7 @@ class QWRConfig(AlgorithmConfig):
 
     @property
     def whole_episodes(self) -> bool:
-        """Whether an iteration collects an episode of each worker, and not ``n_interactions``."""
+        """True if an iteration collects an episode of each worker, and not ``n_interactions``."""
         return self.batch_mode == "complete_episodes" and not self.in_evaluation
 
     @property
@@ -444,7 +444,7 @@ class QWR(Algorithm):
         return results
 
     def _collects(self, iteration: int) -> bool:
-        """Whether an iteration (the first is 0) collects rows, or trains on logged data alone."""
+        """True if an iteration (the first is 0) collects rows, or trains on logged data alone."""
         if self._offline is None:
             return True
         return self._offline.iterations is not None and iteration >= self._offline.iterations

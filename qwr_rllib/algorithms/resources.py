@@ -1,4 +1,4 @@
-"""What a trial takes of its machine: CPU threads, memory, the replay actor's place."""
+"""Resources of a trial: CPU threads, memory, the replay actor's place."""
 
 from __future__ import annotations
 

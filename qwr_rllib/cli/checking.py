@@ -38,7 +38,7 @@ from qwr_rllib.specs import Spec
 FAILED = 1
 MOST_SECONDS = 5.0  # of playing
 REWARDS = (0.01, 100.0)
-"""Where the mean absolute reward is of the size that the critic's first values are made for."""
+"""Range of mean absolute rewards for which the critic's first values are made."""
 OF_NO_CONCERN = (
     "different from the unwrapped version",  # what is trained on is wrapped
     "symmetric and normalized space",  # QWR scales actions
@@ -50,7 +50,7 @@ OF_NO_CONCERN = (
 
 @dataclass
 class Findings:
-    """What is wrong with an environment, and what its user should know."""
+    """Errors and remarks about an environment."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -58,11 +58,11 @@ class Findings:
 
 @dataclass
 class Played:
-    """What was seen of an environment by random actions."""
+    """Observations of an environment under random actions."""
 
     rewards: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    """Of the episodes that ended."""
+    """Lengths of the episodes that ended."""
     returns: list[float] = field(default_factory=list)
     running: int = 0
     """Steps of the episode that did not."""

@@ -1,4 +1,4 @@
-"""What the user wrote and cannot be run: one line that names it."""
+"""Errors about what a user wrote: one line that names it."""
 
 from __future__ import annotations
 

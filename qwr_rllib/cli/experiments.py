@@ -45,12 +45,12 @@ DATA_KEYS = (
     *("env", "env_config", "frame_stack", "normalize_actions"),
     *("offline", "replay_capacity", "margin", "reward_clip"),
 )
-"""What decides whether logged data can be loaded."""
+"""Settings that decide whether logged data can be loaded."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line says about an experiment, over what its file says."""
+    """Options of the command line, which go before what an experiment's file says."""
 
     env: str | None = None
     stop: dict[str, Any] = field(default_factory=dict)
@@ -70,10 +70,10 @@ class Experiment:
     """Flat: ``{"env_runners/episode_return_mean": 100}``."""
     storage_path: str
     resources: dict[str, float]
-    """What the most demanding of its trials needs, such as ``{"CPU": 2.0}``."""
+    """Resources of the most demanding of its trials, such as ``{"CPU": 2.0}``."""
     num_trials: int
     tune_spec: dict[str, Any]
-    """What ``Experiment.from_json`` of Tune takes."""
+    """The specification that Tune's ``Experiment.from_json`` takes."""
     sweep: Sweep
     gpu_if_any: bool
     """``num_gpus`` is "auto": 1 where Ray has a GPU, else 0."""
@@ -313,7 +313,7 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
 
 
 def _own_defaults(algorithm: type[Algorithm]) -> dict[str, Any]:
-    """Of QWR's settings: a trial that is resumed by a later release keeps those it began with."""
+    """Adds QWR's defaults: a trial that a later release resumes keeps those it began with."""
     defaults = algorithm.get_default_config()
     if not isinstance(defaults, QWRConfig):
         return {}

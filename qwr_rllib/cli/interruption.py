@@ -1,4 +1,4 @@
-"""What Ctrl-C does to a run: a checkpoint of every running trial, and an end."""
+"""Ends a run on Ctrl-C, after a checkpoint of every running trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an experiment's results go beside its folder: the key ``loggers`` of an experiment."""
+"""Loggers of an experiment (TensorBoard, W&B, MLflow): its key ``loggers``."""
 
 from __future__ import annotations
 

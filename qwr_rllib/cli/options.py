@@ -1,4 +1,4 @@
-"""What the commands' options have in common; imports nothing that takes long."""
+"""Options that several commands have; imports nothing that takes long."""
 
 from __future__ import annotations
 

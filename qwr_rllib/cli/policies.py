@@ -18,7 +18,7 @@ NO_HUB = "hf: and `push` need the package huggingface_hub: pip install 'qwr-rlli
 
 
 def located(name: Path) -> Path:
-    """Where a policy is: its file, or the folder of a checkpoint, trial or experiment.
+    """Finds a policy: its file, or the folder of a checkpoint, trial or experiment.
 
     Args:
         name: a folder, ``FILE.safetensors``, ``pretrained:NAME`` or ``hf:OWNER/REPO[@REVISION]``,

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one line per training iteration of each trial."""
+"""Progress of a run on the terminal: one line per training iteration of each trial."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def duration(seconds: float | None) -> str:
 
 
 def seconds_left(result: Mapping[str, Any], stop: Mapping[str, float]) -> float | None:
-    """What a trial still takes at the pace it had so far; ``None`` where ``stop`` cannot tell."""
+    """Estimates the seconds that a trial still takes; ``None`` where ``stop`` does not say."""
     return min(
         (
             result[TIME] * max(0, stop[key] - result[key]) / result[key]

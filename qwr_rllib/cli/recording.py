@@ -56,7 +56,7 @@ def record(
 
 
 def _place(dataset_id: str) -> Path:
-    """Where the data set will be.
+    """Finds the folder of the data set that is to be written.
 
     Raises:
         ConfigError: The id is impossible or taken, or Minari is missing.

@@ -1,4 +1,4 @@
-"""What ``qwr report`` does."""
+"""The command ``qwr report``."""
 
 from __future__ import annotations
 

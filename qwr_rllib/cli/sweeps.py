@@ -1,4 +1,4 @@
-"""What makes several trials of an experiment: search spaces, searchers, schedulers, limits."""
+"""Sweeps: search spaces, searchers, schedulers and limits of an experiment."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def with_spaces(config: Any, where: str) -> Any:
 
 
 def searched(config: Any) -> bool:
-    """Whether some value of the config is drawn from a space."""
+    """True if some value of the config is drawn from a space."""
     if isinstance(config, Mapping):
         return any(map(searched, config.values()))
     return isinstance(config, Domain)
@@ -75,10 +75,10 @@ def searched(config: Any) -> bool:
 
 @dataclass(frozen=True)
 class Sweep:
-    """How the trials of an experiment are chosen and which of them run at a time."""
+    """The choice of an experiment's trials, and of those that run at a time."""
 
     metric: str | None = None
-    """What schedulers and searchers go by; flat: ``env_runners/episode_return_mean``."""
+    """The result that schedulers and searchers compare: ``env_runners/episode_return_mean``."""
     mode: str = "max"
     scheduler: str = "FIFO"
     scheduler_config: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What ``rllib train`` and ``rllib train file`` do."""
+"""The commands ``rllib train`` and ``rllib train file``."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def load(name: str) -> types.ModuleType:
 
 @dataclass(frozen=True)
 class UserModules:
-    """What to put on ``sys.path``, and which modules or Python files to load then."""
+    """Folders for ``sys.path``, and the modules or Python files to load then."""
 
     folders: tuple[str, ...] = ()
     names: tuple[str, ...] = ()

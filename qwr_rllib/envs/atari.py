@@ -108,7 +108,7 @@ class AtariConfig:
     max_episode_steps: int = setting(2000, integer(1))
     """Interactions of a training episode."""
     evaluation: bool = setting(False, BOOLEAN)
-    """Whether this is an environment of the evaluation; set by the algorithm."""
+    """True if this is an environment of the evaluation; set by the algorithm."""
     evaluation_max_episode_steps: int = setting(27_000, integer(1))
     """Interactions of an evaluation episode."""
     render_mode: str | None = setting(None, ANYTHING)  # which Gymnasium checks
@@ -128,7 +128,7 @@ def atari_config(env_config: Mapping[str, Any]) -> AtariConfig:
 
 
 def frame_stack_of(config: Any) -> int:
-    """How many frames an observation has, by a ``QWRConfig`` or its dict."""
+    """Reads the number of frames of an observation from a ``QWRConfig`` or its dict."""
     if config["frame_stack"] != "auto":
         return config["frame_stack"]
     return atari_config(config["env_config"]).frame_stack if config["env"] == ATARI else 1

@@ -1,4 +1,4 @@
-"""What an environment's spaces mean to QWR. Knows Gymnasium and not Ray."""
+"""Turns an environment's spaces into a :class:`Spec`. Knows Gymnasium and not Ray."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLATTENED = (
 
 
 def is_flattened(space: gym.Space) -> bool:
-    """Whether observations of a space become one vector by :func:`fitted`."""
+    """True if observations of a space become one vector by :func:`fitted`."""
     return isinstance(space, FLATTENED) and space.is_np_flattenable
 
 

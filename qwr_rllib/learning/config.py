@@ -101,7 +101,7 @@ class LearnerConfig:
     """Discount; or its values after numbers of environment steps, ``[[0, value], [steps, value],
     ...]``, linear between these."""
     backup: losses.Backup = setting("logsumexp", one_of(losses.Backup))
-    """How the values of sampled actions become the value of a state."""
+    """The operator that makes the value of a state out of the values of sampled actions."""
     backup_temperature: float = setting(1.0, POSITIVE)
     """tau of the log-sum-exp: small is max, large is mean. In units of Q, or of its spread, see
     ``q_spread``."""
@@ -168,7 +168,7 @@ class AgentConfig(LearnerConfig):
     """Environment steps collected per iteration, over all rollout workers; with
     ``batch_mode="complete_episodes"`` each of them collects one whole episode."""
     batch_mode: BatchMode = setting("truncate_episodes", one_of(BatchMode))
-    """Whether an iteration collects ``n_interactions`` steps or whole episodes."""
+    """True if an iteration collects ``n_interactions`` steps or whole episodes."""
     replay_capacity: int = setting(5000, integer(1))
     """Environment steps kept in the replay."""
     action_std: float = setting(0.4, POSITIVE)
@@ -256,7 +256,7 @@ def learner_config(config: Any) -> LearnerConfig:
 
 
 def descriptions() -> dict[str, str]:
-    """What stands below each setting above, by its name; empty where the source is missing."""
+    """Reads the description below each setting above; empty where the source is missing."""
     try:
         tree = ast.parse(Path(__file__).read_text())
     except OSError:

@@ -123,7 +123,7 @@ class CriticEvaluator:
 
 
 def tile_size(view: View) -> int:
-    """How many states go through a body at once."""
+    """Chooses the number of states that go through a body at once."""
     tile, elements = MAX_TILE, MAX_TILE_ELEMENTS
     if view.device.type == "cuda":  # which needs many to be busy, and has no tiles in its cache
         tile, elements = MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS
@@ -149,7 +149,7 @@ def set_image_precision(networks: QWRNetworks, precision: str, device: torch.dev
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products of bfloat16 numbers."""
+    """True if the device has instructions for products of bfloat16 numbers."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -349,7 +349,7 @@ class Learner:
         rows: Tensor,
         features: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """What the actor regresses onto in each minibatch; mean ESS, clip fraction, largest."""
+        """Computes the actor's targets of each minibatch; mean ESS, clip fraction, largest."""
         states, inverse = _distinct(rows, view.num_slots)
         considered = self._consider(view, states, features, self._returns)
         at_once = MINIBATCHES_AT_ONCE if self._device.type == "cpu" else len(rows)
@@ -362,7 +362,7 @@ class Learner:
     def _weighted(
         self, considered: Candidates, states: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """What minibatches of the states considered regress onto; ESS, clip fraction, largest.
+        """Computes the actor's targets of some minibatches; ESS, clip fraction, largest.
 
         ``(k, batch)``; each diagnostic is ``(k,)``.
         """
@@ -393,7 +393,7 @@ class Learner:
         return self.actor.regression(actions, weights, probs), diagnostics
 
     def _visits_states_again(self, view: ReplayView) -> bool:
-        """Whether the chunks between two syncs have more distinct states than the view has rows."""
+        """True if the chunks between two syncs have more distinct states than the view has rows."""
         config = self.config
         chunks = math.ceil(config.target_update_freq / MAX_CHUNK_STEPS)
         draws = min(config.target_update_freq, MAX_CHUNK_STEPS) * config.train_batch_size

@@ -86,7 +86,7 @@ def backup(
 def spread(
     q_values: Tensor, kind: Spread, dims: tuple[int, ...], probs: Tensor | None = None
 ) -> Tensor:
-    """How far Q-values lie apart over ``dims``, so that a temperature can be relative to it.
+    """Measures how far Q-values lie apart, so that a temperature can be relative to it.
 
     ``"std"`` is the (biased) standard deviation, ``"abs"`` the mean absolute deviation from the
     mean, ``"none"`` is 1. The reduced dimensions are kept with size 1. Values are weighted by
@@ -216,7 +216,7 @@ def critic_loss(q_values: Tensor, targets: Tensor) -> Tensor:
 
 
 def critic_loss_gradient(q_values: Tensor, targets: Tensor) -> Tensor:
-    """Of :func:`critic_loss` by ``q_values``, ``(...)``."""
+    """The gradient of :func:`critic_loss` by ``q_values``, ``(...)``."""
     return (q_values - targets) * (2 / q_values.numel())
 
 
@@ -235,7 +235,7 @@ def actor_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
 
 
 class GaussianRegression(NamedTuple):
-    """What the actor loss of a constant-variance Gaussian keeps of n weighted actions."""
+    """The sums of n weighted actions that a Gaussian actor's loss depends on."""
 
     actions: Tensor
     """``(..., d)``, the weighted mean action."""
@@ -287,7 +287,7 @@ def gaussian_regression_loss(
 def gaussian_regression_loss_gradient(
     means: Tensor, regression: GaussianRegression, action_std: float
 ) -> Tensor:
-    """Of :func:`gaussian_regression_loss` by ``means``, ``(..., d)``."""
+    """The gradient of :func:`gaussian_regression_loss` by ``means``, ``(..., d)``."""
     scale = regression.weights / (action_std**2 * regression.weights.numel())
     return (means - regression.actions) * scale.unsqueeze(-1)
 
@@ -332,6 +332,6 @@ def categorical_regression_loss(logits: Tensor, action_weights: Tensor) -> Tenso
 
 
 def categorical_regression_loss_gradient(logits: Tensor, action_weights: Tensor) -> Tensor:
-    """Of :func:`categorical_regression_loss` by ``logits``."""
+    """The gradient of :func:`categorical_regression_loss` by ``logits``."""
     total = action_weights.sum(-1, keepdim=True)
     return (logits.softmax(-1) * total - action_weights) / logits[..., 0].numel()

@@ -91,7 +91,7 @@ class ImageEncoder(nn.Sequential):
         )
         self.blocks = blocks
         self.precision = torch.float32
-        """Of the arithmetic; weights and features stay float32. Bytes are exact in bfloat16."""
+        """Type of the arithmetic, in which bytes are exact. Weights and features stay float32."""
 
     def forward(self, blocks: Tensor) -> Tensor:
         """Features ``(k, h)`` of bytes ``(k, channels * b * b, height / b, width / b)``."""
@@ -249,7 +249,7 @@ class GaussianActor(nn.Module):
         return (-0.5 * scaled.square() - log_normalizer).sum(-1)
 
     def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
-        """What the loss keeps of the weighted actions: see :mod:`qwr_rllib.learning.losses`."""
+        """Reduces the weighted actions to what the loss needs: see :mod:`.losses`."""
         return losses.gaussian_regression(actions, weights, self.action_std)
 
     def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ class GaussianActor(nn.Module):
         )
 
     def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
-        """That of the :meth:`regression_loss` by ``params``."""
+        """The gradient of the :meth:`regression_loss` by ``params``."""
         return losses.gaussian_regression_loss_gradient(
             params, losses.GaussianRegression(*regression), self.action_std
         )
@@ -309,7 +309,7 @@ class CategoricalActor(nn.Module):
         return params.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
-        """What the loss keeps of the weighted actions: see :mod:`qwr_rllib.learning.losses`."""
+        """Reduces the weighted actions to what the loss needs: see :mod:`.losses`."""
         return (losses.categorical_regression(actions, weights, self.num_actions, probs),)
 
     def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ class CategoricalActor(nn.Module):
         return losses.categorical_regression_loss(params, *regression)
 
     def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
-        """That of the :meth:`regression_loss` by ``params``."""
+        """The gradient of the :meth:`regression_loss` by ``params``."""
         return losses.categorical_regression_loss_gradient(params, *regression)
 
 
@@ -412,7 +412,7 @@ class ValueCritic(nn.Module):
         self.head = _small_head(in_features, 1)
 
     def features(self, obs: Tensor) -> Tensor:
-        """What depends on the state alone, which is all: ``V(s)``, ``(..., 1)``."""
+        """``V(s)``, ``(..., 1)``: of this critic everything depends on the state alone."""
         return self.head(self.body(obs)) * self.q_scale
 
     def forward(self, obs: Tensor, actions: Tensor | None = None) -> Tensor:
@@ -421,7 +421,7 @@ class ValueCritic(nn.Module):
 
 
 class QWRNetworks(nn.Module):
-    """What one agent consists of; the parts that only the learner needs can be left out.
+    """The networks of one agent; those that only the learner needs can be left out.
 
     Images (:attr:`Spec.image`) go through convolutions, any other observation is flattened to a
     vector.

@@ -1,4 +1,4 @@
-"""What the two regressions regress onto: the one place where QWR, AWR and AWAC differ.
+"""The targets of the two regressions: the one place where QWR, AWR and AWAC differ.
 
 Two choices make an algorithm. What a critic's target bootstraps from is :class:`QBootstrap` or
 :class:`VBootstrap`; which actions the actor considers is :class:`SampledActions` or one of
@@ -24,7 +24,7 @@ class Candidates(NamedTuple):
     """Actions that an actor considers at ``k`` states."""
 
     q_values: Tensor
-    """What they return, ``(k, n)``."""
+    """Their values, ``(k, n)``: ``Q(s, a)``, or returns."""
     actions: Tensor
     """``(k, n, [d])``."""
     probs: Tensor | None = None
@@ -70,10 +70,10 @@ class ActionSampler:
 
 
 class Bootstrap(Protocol):
-    """What the targets of a critic bootstrap from."""
+    """The values that the targets of a critic bootstrap from."""
 
     repeats: bool
-    """Whether the targets of a row that is drawn again are the same."""
+    """True if the targets of a row that is drawn again are the same."""
 
     def __call__(
         self,
@@ -156,7 +156,7 @@ class Consideration(Protocol):
     """Which actions the actor considers, and what they are held against."""
 
     several: bool
-    """Whether they are several of each state."""
+    """True if they are several of each state."""
 
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns

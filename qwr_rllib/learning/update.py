@@ -56,7 +56,7 @@ class RegressionStep:
         self._adam = _FlatAdam(module, lr, epsilon, grad_clip, compiler)
         self._gradient = gradient_of(module, loss, loss_gradient, self._adam.gradient, compiler)
         self.shareable = self._gradient.shareable
-        """Whether its numbers are the same when threads share its operations."""
+        """True if its numbers are the same when threads share its operations."""
         self._eager_steps = EAGER_STEPS if capture else math.inf
         self._graph: torch.cuda.CUDAGraph | None = None
 

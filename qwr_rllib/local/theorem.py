@@ -133,7 +133,7 @@ class Trial:
     discrete: bool
     seed: int
     share: float = 0.0
-    """Of the states that get a second action."""
+    """Share of the states that get a second action."""
     sign: float = 1.0
     """-1 trains on the rewards' opposite."""
     num_episodes: int = 16
@@ -144,7 +144,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial. Returns are of :class:`Reach` with its own sign."""
+    """The outcome of a trial. Returns are of :class:`Reach` with its own sign."""
 
     trial: Trial
     cloning: tuple[float, ...]

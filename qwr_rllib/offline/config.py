@@ -42,7 +42,7 @@ class OfflineConfig:
     num_episodes: int | None = setting(None, integer(1) | None)
     """Takes the first so many; ``None`` takes all."""
     mu: Mu = setting("recorded", one_of(Mu))
-    """Whether recorded parameters of ``mu`` are taken where there are any, or the taken action
+    """True if recorded parameters of ``mu`` are taken where there are any, or the taken action
     always stands in."""
     smoothing: float = setting(0.1, Rule("a number in (0, 1]", _is_share))
     """The share of a uniform distribution in a discrete action's stand-in for ``mu``."""

@@ -1,4 +1,4 @@
-"""What a reader of logged data gives: episodes, and what is known about their data set."""
+"""Episodes of logged data, as the readers give them to the loader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from ray.rllib.policy.sample_batch import SampleBatch
 
 MU_KEY = SampleBatch.ACTION_DIST_INPUTS
-"""Of a Minari episode's ``infos``: the parameters of ``mu`` in each state, ``(k + 1, m)``."""
+"""Key of a Minari episode's ``infos``: the parameters of ``mu`` in each state, ``(k + 1, m)``."""
 
 
 class Episode(NamedTuple):
@@ -24,20 +24,20 @@ class Episode(NamedTuple):
     rewards: np.ndarray
     """``(k,)``."""
     terminated: bool
-    """Whether it says so; otherwise its last step is a cut."""
+    """True if it says so; otherwise its last step is a cut."""
     mu: np.ndarray | None
     """``(k + 1, m)`` or ``(k, m)`` recorded parameters."""
 
 
 class Dataset(NamedTuple):
-    """Where episodes come from, and what is known about them."""
+    """A source of episodes, and what it says about them."""
 
     name: str
     env_id: str | None
     observation_space: gym.Space | None
     action_space: gym.Space | None
     normalized: bool
-    """Whether actions are in the policy's space and not in the environment's."""
+    """True if actions are in the policy's space and not in the environment's."""
     episodes: Iterable[Episode]
 
 

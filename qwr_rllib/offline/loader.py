@@ -35,7 +35,7 @@ def load(
     normalize_actions: bool = True,
     reward_clip: float | None = None,
 ) -> ReplayStorage:
-    """A store that holds the whole data set.
+    """A store that holds the data set, or as many of its episodes as fit, drawn at random.
 
     Args:
         config: which data set and how to read it.
@@ -47,37 +47,26 @@ def load(
         reward_clip: rewards are clipped to [-reward_clip, reward_clip].
 
     Raises:
-        ValueError: for data that is missing, damaged, empty, not of this environment, not finite
-            or too large; the message names the data set, the episode and what is wrong.
+        ValueError: for data that is missing, damaged, empty, not of this environment or not finite,
+            or if no episode fits; the message names the data set, the episode and what is wrong.
         ModuleNotFoundError: if Minari is needed and not installed.
     """
     dataset = open_dataset(config.dataset)
     _check_same_env(dataset, env, config.check_env)
     storage = ReplayStorage(spec, capacity)
-    short: list[str] = []
-    count = num_rows = 0
-    for count, episode in enumerate(_first(dataset.episodes, config.num_episodes), 1):
-        where = f"data set {dataset.name}: {episode.name}"
-        try:
-            fragment = _fragment(
-                count - 1,
-                episode,
-                spec,
-                config,
-                env.action_space if normalize_actions and not dataset.normalized else None,
-                reward_clip,
-            )
-            num_rows += len(fragment)
-            if num_rows > capacity:
-                raise ValueError(
-                    f"replay_capacity {capacity} is too small: there are more rows up to here; "
-                    "offline.num_episodes takes fewer"
-                )
-            storage.add(fragment)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if len(fragment) < margin:
-            short.append(episode.name)
+    action_space = env.action_space if normalize_actions and not dataset.normalized else None
+
+    def fragments() -> Iterator[tuple[str, Fragment]]:
+        episodes = open_dataset(config.dataset).episodes
+        for number, episode in enumerate(_first(episodes, config.num_episodes)):
+            try:
+                made = _fragment(number, episode, spec, config, action_space, reward_clip)
+            except ValueError as error:
+                raise ValueError(f"data set {dataset.name}: {episode.name}: {error}") from error
+            yield episode.name, made
+
+    lengths = np.array([len(fragment) for _, fragment in fragments()], np.int64)
+    count, num_rows = len(lengths), int(lengths.sum())
     if not count:
         raise ValueError(f"data set {dataset.name} is empty")
     if config.num_episodes is not None and count < config.num_episodes:
@@ -85,16 +74,33 @@ def load(
             f"offline.num_episodes is {config.num_episodes}, "
             f"data set {dataset.name} has {count} episodes"
         )
-    if storage.num_rows < num_rows:  # many short episodes: their last states need room too
+    chosen = _sampled(lengths, storage)
+    if not chosen:
         raise ValueError(
-            f"replay_capacity {capacity} is too small for the {count} episodes and {num_rows} "
-            f"rows of data set {dataset.name}"
+            f"replay_capacity {capacity} is too small for any episode of data set {dataset.name}: "
+            f"the shortest has {lengths.min()} rows"
         )
+    if len(chosen) < count:
+        logger.warning(
+            "Data set %s has %d rows in %d episodes, more than replay_capacity %d takes: %d "
+            "episodes of them, drawn at random, are trained on.",
+            dataset.name, num_rows, count, capacity, len(chosen),
+        )  # fmt: skip
+    short: list[str] = []
+    for name, fragment in fragments():
+        if fragment.episode not in chosen:
+            continue
+        try:
+            storage.add(fragment)
+        except ValueError as error:
+            raise ValueError(f"data set {dataset.name}: {name}: {error}") from error
+        if len(fragment) < margin:
+            short.append(name)
     if short:
         logger.warning(
             "%d of %d trajectories of data set %s are shorter than the margin of %d steps, their "
             "returns end with them: %s%s",
-            len(short), count, dataset.name, margin,
+            len(short), len(chosen), dataset.name, margin,
             ", ".join(short[:5]), ", ..." if len(short) > 5 else "",
         )  # fmt: skip
     return storage
@@ -116,6 +122,23 @@ def _first(episodes: Iterable[Episode], count: int | None) -> Iterator[Episode]:
         if i == count:
             return
         yield episode
+
+
+def _sampled(lengths: np.ndarray, storage: ReplayStorage) -> set[int]:
+    """Numbers of episodes that fit a store: all of them, or some drawn at random."""
+    # A long episode is cut; each part needs slots for its last state and for its older frames.
+    parts = -(-lengths // storage.max_trajectory)
+    slots = lengths + parts * storage.spec.frame_stack
+    free_rows, free_slots = storage.capacity, storage.num_slots - storage.spec.frame_stack
+    if lengths.sum() <= free_rows and slots.sum() <= free_slots:
+        return set(range(len(lengths)))
+    chosen = set()
+    for number in np.random.default_rng(0).permutation(len(lengths)).tolist():
+        if lengths[number] <= free_rows and slots[number] <= free_slots:
+            chosen.add(number)
+            free_rows -= lengths[number]
+            free_slots -= slots[number]
+    return chosen
 
 
 def _fragment(

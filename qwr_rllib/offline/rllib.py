@@ -79,7 +79,7 @@ def _batches(file: Path) -> Iterator[SampleBatch]:
 
 
 def _rows(where: str, batch: SampleBatch) -> Iterator[tuple[Any, tuple]]:
-    """Of each row its episode and (t, obs, next obs, action, reward, mu, two flags)."""
+    """Yields of each row its episode and (t, obs, next obs, action, reward, mu, two flags)."""
     needed = (
         SampleBatch.OBS, SampleBatch.ACTIONS, SampleBatch.REWARDS,
         SampleBatch.TERMINATEDS, SampleBatch.EPS_ID,

@@ -1,1 +1,1 @@
-"""Where the collected trajectories live: the store, its Ray actor and the learner's view."""
+"""The replay: a store of trajectories, its Ray actor and the learner's copy."""

@@ -18,7 +18,7 @@ COUNTS = ("num_rows_refused_lifetime", "num_rows_repeated_lifetime")
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of a worker's fragments."""
+    """The answer to a worker that sent fragments."""
 
     num_rows_stored: int
     refusals: list[str]
@@ -29,7 +29,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Update:
-    """What the learner's side takes from the replay at one moment."""
+    """All that the learner's side takes from the replay at one moment."""
 
     changes: Changes
     outline: dict[str, np.ndarray]
@@ -64,7 +64,7 @@ class Replay:
         return Receipt(stored, refusals)
 
     def update(self, uid: int, since: int) -> Update:
-        """What a copy of version ``since`` of the store ``uid`` lacks, and what describes it."""
+        """Collects what a copy of version ``since`` of the store ``uid`` lacks, and its outline."""
         changes = self._storage.changes(uid, since)
         outline = self._storage.outline() | self._count_arrays()
         return Update(changes, outline, self.metrics())

@@ -157,7 +157,7 @@ class Refusal:
 
     num_rows: int
     message: str
-    """What is wrong, and the time steps of the rows."""
+    """The reason, and the time steps of the rows."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How a store of the replay lies in memory: its columns and its slots. Knows numpy only."""
+"""Memory layout of the replay's store: columns and slots. Knows numpy only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qwr_rllib.specs import Spec
 
 
 class Slot(IntEnum):
-    """What a slot holds."""
+    """The content of a slot."""
 
     FREE = 0
     ROW = 1
@@ -36,7 +36,7 @@ def all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 
 
 def memory_bytes(spec: Spec, capacity: int) -> int:
-    """What a store of this capacity allocates, without allocating it."""
+    """Computes the bytes that a store of this capacity allocates."""
     row = sum(
         int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         for shape, dtype in all_columns(spec).values()

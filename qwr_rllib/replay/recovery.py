@@ -11,7 +11,7 @@ from qwr_rllib.replay.replica import ReplayView
 
 
 def store_arrays(view: ReplayView, outline: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What :meth:`ReplayStorage.state_arrays` gave when ``view`` was last brought up to date.
+    """Makes the arrays of :meth:`ReplayStorage.state_arrays` out of a view of the store.
 
     Args:
         view: the copy.

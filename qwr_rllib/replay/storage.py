@@ -262,7 +262,7 @@ class ReplayStorage:
         self._num_free += len(slots)
 
     def changes(self, uid: int = 0, since: int = -1) -> Changes:
-        """What a copy lacks that was last brought up to date to version ``since`` of ``uid``.
+        """Collects what a copy lacks that has version ``since`` of the store ``uid``.
 
         A copy of another store (or a new one) gets everything, to be loaded after a reset.
         """
@@ -275,7 +275,7 @@ class ReplayStorage:
         return Changes(self.uid, self.version, reset, slots, columns)
 
     def outline(self) -> dict[str, np.ndarray]:
-        """What a copy of the columns lacks to become a store again: a line per trajectory.
+        """Describes the trajectories: with it a copy of the columns becomes a store again.
 
         ``trajectories`` and ``counters`` are those of :meth:`state_arrays`; ``first_slots`` has
         the slot of each trajectory's first row, from which ``next`` leads to the others and

@@ -6,7 +6,7 @@
 """
 
 COMMANDS_FILE = "commands.txt"
-"""Where the command line notes how an experiment was started, in the experiment's folder."""
+"""The file in an experiment's folder that has the commands it was started with."""
 
 
 def counted(number: int, noun: str) -> str:

@@ -50,7 +50,7 @@ class Drawing:
     """A figure and what it is called."""
 
     name: str
-    """Of its files."""
+    """Name of its files."""
     title: str
     caption: str
     figure: Figure
@@ -355,7 +355,7 @@ def _column(cells: Sequence[Group]) -> str:
 
 
 def _has(cells: Sequence[Group], column: str) -> bool:
-    """Whether some trial has a value of the column; of logged data there is no training return."""
+    """True if some trial has a value of the column; of logged data there is no training return."""
     if cells[0].offline and column == "training_return":
         return False
     trials = [trial for cell in cells for trial in cell.trials + cell.others]

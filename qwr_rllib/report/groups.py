@@ -61,17 +61,17 @@ class Group:
 
     @property
     def env_steps(self) -> int:
-        """Of each averaged trial; 0 without any."""
+        """Environment steps of the longest averaged trial; 0 without any."""
         return max((trial.env_steps for trial in self.trials), default=0)
 
     @property
     def offline(self) -> bool:
-        """Whether its trials learn from logged data alone."""
+        """True if its trials learn from logged data alone."""
         return any(trial.offline for trial in self.trials + self.others)
 
     @property
     def budget(self) -> str:
-        """What each averaged trial had: environment steps, or iterations on logged data."""
+        """Environment steps of each averaged trial, or iterations on logged data."""
         if not self.offline:
             return f"{self.env_steps:,}".replace(",", " ")
         count = max((trial.budget for trial in self.trials), default=0)

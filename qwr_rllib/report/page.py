@@ -29,7 +29,7 @@ STATISTICS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """What a report came to."""
+    """The outcome of a report."""
 
     num_trials: int
     num_finished: int

@@ -23,12 +23,12 @@ class Table:
     """A table of a report."""
 
     name: str
-    """Of its CSV file."""
+    """Name of its CSV file."""
     title: str
     frame: pd.DataFrame
-    """What the CSV file has: numbers as numbers."""
+    """The content of the CSV file: numbers as numbers."""
     text: pd.DataFrame
-    """What is shown."""
+    """The content of the page: formatted text."""
     notes: tuple[str, ...] = ()
 
     @property

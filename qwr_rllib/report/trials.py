@@ -66,7 +66,7 @@ class Trial:
     unreadable: list[int] = field(default_factory=list)
     """The lines of its ``result.json``, from 1, that are no results."""
     date: str = ""
-    """Of the last result."""
+    """Date of the last result."""
 
     @property
     def env_steps(self) -> int:
@@ -75,12 +75,12 @@ class Trial:
 
     @property
     def offline(self) -> bool:
-        """Whether it learns from logged data alone."""
+        """True if it learns from logged data alone."""
         return "offline/dataset" in self.config and self.config.get("offline/iterations") is None
 
     @property
     def budget(self) -> int:
-        """What it had: environment steps, or iterations on logged data alone, which take none."""
+        """Environment steps so far, or iterations where it trains on logged data alone."""
         return len(self.rows) if self.offline else self.env_steps
 
     @property
@@ -146,7 +146,7 @@ def _is_trial(folder: Path) -> bool:
 
 
 def _states(experiment: Path) -> dict[str, dict[str, Any]]:
-    """What Tune's newest state file that can be read says of each trial, by its folder's name."""
+    """Reads each trial's state, by its folder's name, from Tune's newest readable state file."""
     for file in sorted(experiment.glob("experiment_state-*.json"), reverse=True):
         try:
             entries = [json.loads(entry[0]) for entry in json.loads(file.read_text())["trial_data"]]

@@ -1,1 +1,1 @@
-"""What rollout workers do, and who asks them to. Knows Ray."""
+"""Collection: the rollout workers' part, and the collector that asks them. Knows Ray."""

@@ -31,7 +31,7 @@ _COLLECT, _OVERLAPPED, _RESEND = "qwr_collect", "qwr_overlapped", "qwr_resend"
 
 @dataclass
 class Round:
-    """What a round brought beside rows."""
+    """The outcome of a round, beside its rows."""
 
     metrics: dict[str, int] = field(default_factory=dict)
     """The replay's at the end."""

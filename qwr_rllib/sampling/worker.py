@@ -1,4 +1,4 @@
-"""What a rollout worker does with what it sampled: it hands the rows to the replay itself.
+"""Runs inside a rollout worker: samples rows and sends them to the replay actor.
 
 It has one batch in flight: the next is sampled only when the replay has taken the last. An
 iteration's rows are kept until the learner's view has them too, to be sent again if the replay
@@ -39,11 +39,11 @@ COLLECTED = (
     SampleBatch.EPS_ID,  # RLlib wants it itself
     SampleBatch.T,
 )
-"""What RLlib is to collect of an environment step beside that; it drops what nobody names."""
+"""The other columns that RLlib is to collect; it drops what nobody names."""
 
 
 class ActingPolicy(Protocol):
-    """What a worker knows of its policy."""
+    """The part of a policy that a worker uses."""
 
     spec: Spec
     config: dict[str, Any]
@@ -76,7 +76,7 @@ Outcome = Receipt | ReplayLost | Failure
 
 @dataclass
 class _Outbox:
-    """What a worker sent since the learner's view was last updated, that is in round ``number``."""
+    """Rows that a worker has sent in round ``number``: the learner's view lacks them yet."""
 
     number: int
     fragments: list[Fragment]

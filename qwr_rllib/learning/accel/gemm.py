@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-"""Whether products are oneDNN's. On other processors PyTorch's own library is the better one."""
+"""True if products are oneDNN's. On other processors PyTorch's own library is the better one."""
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
 
 
 def takes_onednn(tensor: Tensor) -> bool:
-    """Whether products of tensors like this one are oneDNN's."""
+    """True if products of tensors like this one are oneDNN's."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and HAS_ONEDNN
 
 

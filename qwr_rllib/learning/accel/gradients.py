@@ -38,7 +38,7 @@ class Gradient(Protocol):
     """Writes a minibatch's gradient where it was told at construction."""
 
     shareable: bool
-    """Whether its numbers are the same to the last bit when threads share its operations."""
+    """True if its numbers are the same to the last bit when threads share its operations."""
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Returns the network's outputs, without gradient; the next call may overwrite them.
@@ -212,7 +212,7 @@ class _Dense:
 
 
 class DenseGradient:
-    """Of an actor or a value critic whose body is linear layers and ReLUs."""
+    """Gradient of an actor or a value critic whose body is linear layers and ReLUs."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class DenseGradient:
 
 
 class CriticGradient:
-    """Of a :class:`GatedCritic` whose body is linear layers and ReLUs."""
+    """Gradient of a :class:`GatedCritic` whose body is linear layers and ReLUs."""
 
     shareable = False
 
@@ -308,7 +308,7 @@ class CriticGradient:
 
 
 class KernelCriticGradient:
-    """Of a :class:`GatedCritic` whose body is linear layers and ReLUs, with its compiled gate."""
+    """The same as :class:`CriticGradient`, with a compiled gate."""
 
     def __init__(
         self,

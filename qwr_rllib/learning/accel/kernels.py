@@ -1,4 +1,4 @@
-"""What is no matrix product, compiled by Numba for CPUs: the critic's gate, Adam, images.
+"""Loops compiled by Numba for CPUs: the critic's gate, Adam, gathering of images.
 
 As PyTorch operations the gate is eight passes over ``(states, actions, features)``, and memory
 traffic is most of their time; here each action is one pass through a core's L1. The gradients of
