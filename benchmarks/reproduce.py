@@ -51,6 +51,18 @@ BACKUPS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwr-max": ("QWR", {"backup": "max"}),
     "qwr-avg": ("QWR", {"backup": "mean"}),
 }
+GAMES_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
+    # As in light_atari.gin of google/trax in October 2020.
+    "qwr-lse-authors": (
+        "QWR",
+        {
+            "image_network": "mnih2015",
+            "target_update_freq": 300,
+            "grad_clip": 0.5,
+            "env_config": {"terminal_on_life_loss": False},
+        },
+    ),
+}
 EXAMPLES = Path(__file__).parents[1] / "tuned_examples"
 BUDGET = 100_000
 EVALUATION = {
@@ -96,9 +108,11 @@ def table1(seed: int) -> Iterator[Cell]:
 
 
 def table2(seed: int) -> Iterator[Cell]:
-    for (variant, (algorithm, config)), game in itertools.product(BACKUPS.items(), GAMES):
+    variants = BACKUPS | GAMES_ONLY
+    for (variant, (algorithm, config)), game in itertools.product(variants.items(), GAMES):
         (example,) = yaml.safe_load((EXAMPLES / f"qwr-{game}.yaml").read_text()).values()
         settings = example["config"] | config | {"seed": seed}
+        settings["env_config"] = example["config"]["env_config"] | config.get("env_config", {})
         yield Cell(variant, algorithm, example["env"], game, settings)
 
 
@@ -177,7 +191,8 @@ def in_process_command(cell: Cell, storage: Path, device: str) -> list[str]:
         *("--seed", str(cell.config["seed"]), "--iterations", str(cell.iterations)),
         *("--device", device, "--out", str(place / "result.json")),
         *("--save", str(place / "policy.safetensors"), "--checkpoint", str(place)),
-        *("--evaluate-every", str(min(10, cell.config["evaluation_interval"]))),
+        # Table 2's in between are after 30K, 60K and 90K interactions.
+        *("--evaluate-every", "15" if cell.task in GAMES else "10"),
         *("--final-episodes", str(cell.config["evaluation_duration"])),
     ]
 
