@@ -198,6 +198,7 @@ def test_what_the_environment_makes_no_use_of_is_refused(spaces, training, messa
         config.check_spaces(*spaces)
     with pytest.raises(ValueError, match=message):
         QWRConfig().update_from_dict(training).copy(copy_frozen=True).check_spaces(*spaces)
-    assert "_chosen" not in config.to_dict()
+    assert "chosen" not in config.to_dict()
+    QWRConfig().update_from_dict(QWRConfig().to_dict()).check_spaces(VECTOR, DISCRETE)
     for other in ((VECTOR, BOX), (IMAGE, BOX), (VECTOR, DISCRETE)):
         QWRConfig().check_spaces(*other)

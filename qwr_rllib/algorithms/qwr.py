@@ -196,7 +196,8 @@ class QWRConfig(AlgorithmConfig):
         same = unchanged(given, now)
         before = self.chosen
         super().update_from_dict({key: value for key, value in given.items() if key not in same})
-        if "class" in given:  # nobody chose what is in a checkpoint
+        # Nobody chose what is in a checkpoint, or in a dict that has every setting.
+        if "class" in given or len(given.keys() & _SETTINGS.keys()) > len(_SETTINGS) / 2:
             self.__dict__["chosen"] = before
         return self
 
