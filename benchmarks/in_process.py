@@ -2,7 +2,7 @@
 
     python benchmarks/in_process.py Hopper-v5 --config '{"backup_temperature": 0.1}'
     python benchmarks/in_process.py --like results/table1/awr/AWR_Hopper-v5_seed0 --device cuda
-    python benchmarks/in_process.py --file tuned_examples/qwr-pong.yaml --device cuda \\
+    python benchmarks/in_process.py --file tuned_examples/qwr-atari.yaml --device cuda \\
         --checkpoint pong --out pong/result.json --evaluate-every 15 --final-episodes 100
 
 For looking at many settings quickly, and for a machine without Ray: an iteration takes what the

@@ -110,9 +110,9 @@ def table1(seed: int) -> Iterator[Cell]:
 def table2(seed: int) -> Iterator[Cell]:
     variants = BACKUPS | GAMES_ONLY
     for (variant, (algorithm, config)), game in itertools.product(variants.items(), GAMES):
-        (example,) = yaml.safe_load((EXAMPLES / f"qwr-{game}.yaml").read_text()).values()
+        (example,) = yaml.safe_load((EXAMPLES / "qwr-atari.yaml").read_text()).values()
         settings = example["config"] | config | {"seed": seed}
-        settings["env_config"] = example["config"]["env_config"] | config.get("env_config", {})
+        settings["env_config"] = {"game": game} | config.get("env_config", {})
         yield Cell(variant, algorithm, example["env"], game, settings)
 
 

@@ -156,6 +156,21 @@ def test_every_example_can_be_run(
     assert example(file.stem, tmp_path).num_trials >= 1
 
 
+def test_settings_of_the_command_line_go_before_the_files(tmp_path: Path) -> None:
+    specs, _ = read_file(EXAMPLES / "qwr-atari.yaml")
+    spec = specs["qwr-atari"]
+    config = {"env_config": {"game": "boxing"}, "margin": 1, "beta": {"grid_search": [1, 2]}}
+    overrides = Overrides(storage_path=str(tmp_path), config=config)
+    spec["config"]["env_config"]["noop_max"] = 3
+    found = check_experiment("a", spec, overrides)
+    assert found.num_trials == 2
+    trial = found.tune_spec["config"]
+    assert trial["env_config"] == {"game": "boxing", "noop_max": 3}
+    assert (trial["margin"], trial["reward_clip"]) == (1, 1.0)
+    with pytest.raises(ConfigError, match="unknown config key 'betta'; did you mean 'beta'"):
+        check_experiment("a", spec, Overrides(storage_path=str(tmp_path), config={"betta": 1}))
+
+
 def test_examples(tmp_path: Path) -> None:
     paper = example("qwr-ablation-halfcheetah", tmp_path)
     config = paper.tune_spec["config"]

@@ -71,6 +71,8 @@ def train(
 
 @train.command("file")
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--config", "-c", type=JsonObject(), default={}, metavar="JSON",
+              help="Settings that go before the file's.")  # fmt: skip
 @with_options(RUN_OPTIONS)
 def train_file(path: Path, **options: Any) -> int:
     """Train the experiments of a YAML file, or a Python file's `config`."""

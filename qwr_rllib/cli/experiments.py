@@ -53,6 +53,8 @@ class Overrides:
     """Options of the command line, which go before what an experiment's file says."""
 
     env: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    """Settings; the keys of a mapping such as ``env_config`` go before the file's one by one."""
     stop: dict[str, Any] = field(default_factory=dict)
     storage_path: str | None = None
     checkpoint_config: dict[str, Any] = field(default_factory=dict)
@@ -261,7 +263,11 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
     algorithm = resolve_algorithm(spec["run"], name)
 
     sweep = read_sweep(spec, overrides.sweep, name)
-    config = with_spaces(_mapping(spec, "config", name), f"{name}: config")
+    config = _mapping(spec, "config", name)
+    for key, value in overrides.config.items():
+        both = isinstance(value, dict) and isinstance(config.get(key), dict)
+        config = config | {key: config[key] | value if both else value}
+    config = with_spaces(config, f"{name}: config")
     # What Tune adds to the config of a trial, and so to its `result.json`.
     config = {key: value for key, value in config.items() if not key.startswith("__")}
     env = overrides.env or spec.get("env") or config.get("env")

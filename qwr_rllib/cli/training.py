@@ -82,6 +82,7 @@ def train(
     }
     overrides = Overrides(
         env=options["env"],
+        config=options.get("config", {}),
         stop=options["stop"],
         storage_path=options["storage_path"],
         checkpoint_config={k: v for k, v in checkpoint_config.items() if v is not None},
