@@ -61,7 +61,7 @@ def returns(
         if not after:
             break
         states = after
-        means = policy.behaviour(np.array(observations, np.float32))
+        means = policy.dist_inputs(np.array(observations, np.float32))
         chosen = means + policy.config["action_std"] * noise[t, [k for _, k, _ in states]]
     return total
 

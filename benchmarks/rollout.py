@@ -33,7 +33,7 @@ def bare_loop(env: gym.Env, networks) -> None:
     obs, _ = env.reset()
     for _ in range(STEPS):
         with torch.inference_mode():
-            mu = networks.behaviour(torch.as_tensor(obs, dtype=torch.float32))
+            mu = networks.dist_inputs(torch.as_tensor(obs, dtype=torch.float32))
             action = networks.actor.sample(mu)
         mu, action = mu.numpy(), action.numpy()
         scaled = low + (np.clip(action, -1, 1) + 1) * (high - low) / 2

@@ -39,6 +39,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "replay.view": ("replay.replica",),
     "replay.refill": ("replay.recovery",),
     "replay.supervisor": ("replay.client",),
+    "report.estimates": ("report.statistics",),
 }
 PACKAGE = __package__ or "qwr_rllib"
 

@@ -126,7 +126,7 @@ class DeployedPolicy(nn.Module):
 
     def params(self, observation: Tensor) -> Tensor:
         """Parameters of ``pi(.|s)``, finite ones for an observation with NaN, too."""
-        return self.networks.behaviour(observation).nan_to_num()
+        return self.networks.dist_inputs(observation).nan_to_num()
 
     def to_env(self, actions: Tensor) -> Tensor:
         """The environment's actions for the policy's, as RLlib's connectors make them."""

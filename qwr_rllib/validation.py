@@ -34,10 +34,12 @@ class Rule(NamedTuple):
 
 
 def is_integer(value: Any) -> bool:
+    """Tells integers from everything else, also from booleans."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
+    """Tells numbers from everything else, also from booleans."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

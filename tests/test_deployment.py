@@ -72,7 +72,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         algo.train()
         policy = algo.get_policy()
         if name != "image":
-            params = policy.behaviour(resets(name)[0])
+            params = policy.dist_inputs(resets(name)[0])
             weights = policy.get_weights()
             scale = 2 / params.std()  # of its mean, or of its logits, beyond the ends of [-1, 1]
             weights["actor.head.weight"] = weights["actor.head.weight"] * scale

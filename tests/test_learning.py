@@ -109,12 +109,12 @@ class Collector:
         rows = [[] for _ in range(PARALLEL)]
         for step in range(steps):
             obs = self.env.observe(self.states)
-            mu = self.networks.behaviour(torch.from_numpy(obs))
+            mu = self.networks.dist_inputs(torch.from_numpy(obs))
             actions = self.networks.actor.sample(mu, self.generator).numpy()
             after, rewards, terminated = self.env.step(self.states, actions)
             truncated = ~terminated & (self.times + 1 == LIMIT)
             next_obs = self.env.observe(after)
-            next_mu = self.networks.behaviour(torch.from_numpy(next_obs)).numpy()
+            next_mu = self.networks.dist_inputs(torch.from_numpy(next_obs)).numpy()
             for i, each in enumerate(rows):
                 each.append((obs[i], mu[i].numpy(), actions[i], rewards[i]))
                 done = terminated[i] or truncated[i]
@@ -151,7 +151,7 @@ def evaluate(env, networks):
     """The return of one episode with the mode action, from the start furthest from the goal."""
     state, total = np.array([env.start]), 0.0
     for _ in range(LIMIT):
-        mu = networks.behaviour(torch.from_numpy(env.observe(state)))
+        mu = networks.dist_inputs(torch.from_numpy(env.observe(state)))
         state, reward, terminated = env.step(state, networks.actor.mode(mu).numpy())
         total += reward.item()
         if terminated:

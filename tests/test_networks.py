@@ -178,7 +178,7 @@ def test_mode_is_the_likeliest_action():
 def test_actors_start_near_zero():
     obs = torch.randn(100, 3)
     for spec in (CONTINUOUS, DISCRETE):
-        params = QWRNetworks(spec, hiddens=(16, 16)).behaviour(obs)
+        params = QWRNetworks(spec, hiddens=(16, 16)).dist_inputs(obs)
         assert 0 < params.abs().max() < 0.2
 
 
@@ -285,21 +285,21 @@ def test_acting_state_is_all_that_acting_needs(spec):
     assert actor_only.critic is None
     actor_only.load_state_dict(state)
     obs = torch.randn(7, 3)
-    assert torch.equal(actor_only.behaviour(obs), networks.behaviour(obs))
+    assert torch.equal(actor_only.dist_inputs(obs), networks.dist_inputs(obs))
 
 
-def test_behaviour_normalizes_raw_observations():
+def test_dist_inputs_normalize_raw_observations():
     networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8))
     networks.normalizer.update(torch.tensor([[0.0, 0.0, 0.0], [2.0, 4.0, 8.0]]))
     scaled = torch.tensor([[1.0, -1.0, 0.0]])
     raw = torch.tensor([[2.0, 0.0, 4.0]], dtype=torch.float64)
-    torch.testing.assert_close(networks.behaviour(raw), networks.actor(scaled))
+    torch.testing.assert_close(networks.dist_inputs(raw), networks.actor(scaled))
 
 
 def test_without_normalization_observations_go_in_raw():
     networks = QWRNetworks(CONTINUOUS, hiddens=(8, 8), normalize_observations=False)
     obs = 100 * torch.randn(4, 3)
-    assert torch.equal(networks.behaviour(obs), networks.actor(obs))
+    assert torch.equal(networks.dist_inputs(obs), networks.actor(obs))
     assert not [name for name in networks.state_dict() if "normalizer" in name]
 
 
@@ -316,7 +316,7 @@ def test_activations(activation):
     obs = torch.randn(4, 3)
     (layer,) = (each for each in networks.actor.body.modules() if isinstance(each, nn.Linear))
     hidden = getattr(functional, activation)(layer(networks.normalize(obs)))
-    torch.testing.assert_close(networks.behaviour(obs), networks.actor.head(hidden))
+    torch.testing.assert_close(networks.dist_inputs(obs), networks.actor.head(hidden))
 
 
 @pytest.mark.parametrize(
@@ -331,9 +331,9 @@ def test_observations_that_are_neither_vectors_nor_images_are_flattened(shape, d
     raw = obs.float().reshape(5, 3, -1)
     scaled = (raw - raw.mean((0, 1))) / raw.std((0, 1), correction=0)
     torch.testing.assert_close(networks.normalize(obs), scaled, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(networks.behaviour(obs), networks.actor(networks.normalize(obs)))
-    assert networks.behaviour(obs).shape == (5, 3, 4)
-    assert networks.behaviour(obs[:0]).shape == (0, 3, 4)
+    torch.testing.assert_close(networks.dist_inputs(obs), networks.actor(networks.normalize(obs)))
+    assert networks.dist_inputs(obs).shape == (5, 3, 4)
+    assert networks.dist_inputs(obs[:0]).shape == (0, 3, 4)
 
 
 # Images
@@ -427,9 +427,9 @@ def test_the_channels_of_images_are_found_and_their_bytes_kept():
 def test_image_networks_keep_leading_dimensions_and_have_no_normaliser():
     networks = QWRNetworks(IMAGES)
     obs = torch.randint(0, 256, (3, 5, 2, 24, 20), dtype=torch.uint8)
-    params = networks.behaviour(obs)
+    params = networks.dist_inputs(obs)
     assert params.shape == (3, 5, 4)
-    torch.testing.assert_close(params[1, 2], networks.behaviour(obs[1, 2]))
+    torch.testing.assert_close(params[1, 2], networks.dist_inputs(obs[1, 2]))
     assert not any("normalizer" in name for name in networks.state_dict())
 
 

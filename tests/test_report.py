@@ -24,7 +24,7 @@ from matplotlib.text import Text
 from qwr_rllib import offline
 from qwr_rllib.cli import qwr
 from qwr_rllib.offline import OfflineConfig
-from qwr_rllib.report import estimates, figures, groups, paper, tables, trials
+from qwr_rllib.report import figures, groups, paper, statistics, tables, trials
 from qwr_rllib.report.page import write
 
 STOP = {"training_iteration": 4}
@@ -112,37 +112,37 @@ def only(found: Sequence[Any]) -> Any:
 
 
 def test_iqm_cuts_a_quarter_at_each_end() -> None:
-    assert estimates.iqm([100, 2, 1, 3]) == 2.5
-    assert estimates.iqm([-50, 1, 2, 3, 100]) == 2.0
-    assert estimates.iqm([1, 2, 9]) == 4.0  # three: nothing to cut
-    assert estimates.iqm([7]) == 7
-    assert estimates.iqm([[0, 1, 2, 99], [0, 5, 5, 5]], axis=1).tolist() == [1.5, 5.0]
+    assert statistics.iqm([100, 2, 1, 3]) == 2.5
+    assert statistics.iqm([-50, 1, 2, 3, 100]) == 2.0
+    assert statistics.iqm([1, 2, 9]) == 4.0  # three: nothing to cut
+    assert statistics.iqm([7]) == 7
+    assert statistics.iqm([[0, 1, 2, 99], [0, 5, 5, 5]], axis=1).tolist() == [1.5, 5.0]
 
 
 def test_interval_is_that_of_all_resamples() -> None:
     scores = [1.0, 2.0, 4.0, 8.0]
     means = [np.mean(drawn) for drawn in itertools.product(scores, repeat=4)]
     expected = np.percentile(means, [2.5, 97.5])
-    found = estimates.interval([scores], np.mean)
+    found = statistics.interval([scores], np.mean)
     assert found is not None
     np.testing.assert_allclose(found, expected, atol=0.26)  # one step of the means
 
 
 def test_interval_redraws_within_tasks() -> None:
     # Drawn over tasks, the mean would lie anywhere between 0 and 1000.
-    found = estimates.interval([[0.0, 6.0], [1000.0, 1000.0, 1000.0]], np.mean)
+    found = statistics.interval([[0.0, 6.0], [1000.0, 1000.0, 1000.0]], np.mean)
     assert found == (600.0, 602.4)
 
 
 @pytest.mark.parametrize("samples", [[], [[1.0]], [[1.0, 2.0], [3.0]]])
 def test_no_interval_from_one_seed(samples: list[list[float]]) -> None:
-    assert estimates.interval(samples) is None
+    assert statistics.interval(samples) is None
 
 
 def test_curve_of_quartiles() -> None:
     steps = np.array([1.0, 2.0])
     series = [(steps, np.array([value, -value])) for value in (0.0, 10.0, 20.0, 30.0, 1000.0)]
-    found = estimates.curve(series)
+    found = statistics.curve(series)
     assert found.middle.tolist() == [20, -20]
     assert found.low.tolist() == [10, -30]
     assert found.high.tolist() == [30, -10]
@@ -151,7 +151,7 @@ def test_curve_of_quartiles() -> None:
 def test_curve_interpolates_where_all_seeds_are() -> None:
     first = (np.array([0.0, 10.0, 20.0]), np.array([0.0, 100.0, 200.0]))
     second = (np.array([5.0, 15.0]), np.array([1.0, 3.0]))
-    found = estimates.curve([first, second], "mean-ci")
+    found = statistics.curve([first, second], "mean-ci")
     assert found.steps.tolist() == [5, 10, 15]
     assert found.middle.tolist() == [25.5, 51.0, 76.5]
     assert found.low.tolist() == [1.0, 2.0, 3.0]
@@ -160,7 +160,7 @@ def test_curve_interpolates_where_all_seeds_are() -> None:
 
 @pytest.mark.parametrize("kind", ["iqr", "mean-ci"])
 def test_curve_of_one_seed_has_no_band(kind: str) -> None:
-    found = estimates.curve([(np.array([1.0, 2.0]), np.array([3.0, 4.0]))], kind)
+    found = statistics.curve([(np.array([1.0, 2.0]), np.array([3.0, 4.0]))], kind)
     assert found.middle.tolist() == [3, 4]
     assert np.isnan([found.low, found.high]).all()
 

@@ -269,13 +269,13 @@ def test_images_are_told_by_their_bounds(space, image_max):
 def test_an_image_of_floats_is_seen_as_one_of_bytes():
     pixels = torch.randint(256, (5, 24, 24, 1), dtype=torch.uint8)
     of_bytes = QWRNetworks(Spec((24, 24, 1), "uint8", 2, True))
-    expected = of_bytes.behaviour(pixels)
+    expected = of_bytes.dist_inputs(pixels)
     for full in (1, 255):
         networks = QWRNetworks(spec_of(Box(0, full, (24, 24, 1)), Discrete(2)))
         networks.load_state_dict(of_bytes.state_dict())
         floats = pixels * np.float32(full / 255)
         before = floats.clone()
-        torch.testing.assert_close(networks.behaviour(floats), expected)
+        torch.testing.assert_close(networks.dist_inputs(floats), expected)
         assert torch.equal(floats, before)  # which are the environment's own
 
 

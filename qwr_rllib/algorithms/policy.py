@@ -43,7 +43,7 @@ class QWRTorchModel(TorchModelV2, nn.Module):
         self.networks = networks
 
     def forward(self, input_dict, state, seq_lens):
-        return self.networks.behaviour(input_dict[SampleBatch.OBS]), state
+        return self.networks.dist_inputs(input_dict[SampleBatch.OBS]), state
 
 
 class ConstantStdGaussian(TorchDistributionWrapper):
@@ -159,7 +159,7 @@ class QWRTorchPolicy(TorchPolicyV2):
     def compute_actions(self, obs_batch, state_batches=None, explore=None, **kwargs):
         return self.compute_actions_from_input_dict({SampleBatch.OBS: obs_batch}, explore)
 
-    def behaviour(self, obs: np.ndarray) -> np.ndarray:
+    def dist_inputs(self, obs: np.ndarray) -> np.ndarray:
         """Parameters of ``pi(.|s)`` at raw observations ``(k, ...)``, ``(k, d)``."""
         with torch.inference_mode():
             return self._params(obs).cpu().numpy()
@@ -167,7 +167,7 @@ class QWRTorchPolicy(TorchPolicyV2):
     def _params(self, obs: np.ndarray | Tensor) -> Tensor:
         if not isinstance(obs, Tensor):
             obs = np.asarray(obs)
-        return self.networks.behaviour(torch.as_tensor(obs, device=self.device))
+        return self.networks.dist_inputs(torch.as_tensor(obs, device=self.device))
 
     @override(TorchPolicyV2)
     def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:

@@ -84,10 +84,10 @@ class OldStackAgent:
         )
         return action
 
-    def behaviour(self, observation: Any) -> np.ndarray | None:
+    def dist_inputs(self, observation: Any) -> np.ndarray | None:
         """The parameters of the distribution that exploring samples, where they say it all."""
         if isinstance(self._policy, QWRTorchPolicy):
-            return self._policy.behaviour(np.asarray(observation)[None])[0]
+            return self._policy.dist_inputs(np.asarray(observation)[None])[0]
         return None
 
     def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
@@ -124,7 +124,7 @@ class NewStackAgent:
         self._extra = {key: values[0] for key, values in output.items()}
         return self._extra.pop(Columns.ACTIONS_FOR_ENV, self._action)
 
-    def behaviour(self, observation: Any) -> None:
+    def dist_inputs(self, observation: Any) -> None:
         """Not known: another algorithm's distribution is not of this package's kind."""
 
     def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
@@ -161,10 +161,10 @@ class ExportedAgent:
             actions = actor.sample(params) if explore else actor.mode(params)
             return self._policy.to_env(actions).numpy()[0]
 
-    def behaviour(self, observation: Any) -> np.ndarray:
+    def dist_inputs(self, observation: Any) -> np.ndarray:
         """The parameters of the distribution that exploring samples."""
         with torch.inference_mode():
-            return self._policy.networks.behaviour(_batch(observation)).numpy()[0]
+            return self._policy.networks.dist_inputs(_batch(observation)).numpy()[0]
 
     def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
         self._observation = observation

@@ -17,7 +17,7 @@ from qwr_rllib.cli.evaluation import EpisodeResult, filmed, opened, play
 from qwr_rllib.cli.exporting import read_policy
 from qwr_rllib.cli.policies import NO_HUB, POLICY_FILE
 from qwr_rllib.deployment import save_safetensors
-from qwr_rllib.report.estimates import interval
+from qwr_rllib.report.statistics import interval
 
 CARD = """
 # {algorithm} on {env}

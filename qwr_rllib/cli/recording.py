@@ -81,7 +81,7 @@ def _episode(agent: Agent, env: gym.Env[Any, Any], seed: int, explore: bool) -> 
     """Plays an episode; what Minari's ``EpisodeBuffer`` takes."""
     observation, _ = env.reset(seed=seed)
     agent.reset(observation)
-    observations, mu = [observation], [agent.behaviour(observation)]
+    observations, mu = [observation], [agent.dist_inputs(observation)]
     actions, rewards, terminations, truncations = [], [], [], []
     over = False
     while not over:
@@ -89,7 +89,7 @@ def _episode(agent: Agent, env: gym.Env[Any, Any], seed: int, explore: bool) -> 
         observation, reward, terminated, truncated, _ = env.step(action)
         agent.observe(observation, float(reward), terminated, truncated)
         observations.append(observation)
-        mu.append(agent.behaviour(observation))
+        mu.append(agent.dist_inputs(observation))
         actions.append(action)
         rewards.append(float(reward))
         terminations.append(bool(terminated))

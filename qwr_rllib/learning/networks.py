@@ -502,7 +502,7 @@ class QWRNetworks(nn.Module):
         batch = obs.shape[: obs.dim() - len(shape)]
         return self.normalizer(obs.float()).reshape(*batch, math.prod(shape))
 
-    def behaviour(self, obs: Tensor) -> Tensor:
+    def dist_inputs(self, obs: Tensor) -> Tensor:
         """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""
         batch = obs.shape[: obs.dim() - len(self._spec.obs_shape)]
         return self.actor(self.normalize(obs)).reshape(*batch, self._spec.action_dim)

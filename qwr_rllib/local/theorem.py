@@ -238,7 +238,7 @@ class _Measure:
         obs, actions = self._single
         if not len(obs):
             return float("nan")
-        params = networks.behaviour(obs)
+        params = networks.dist_inputs(obs)
         if not actions.is_floating_point():
             return networks.actor.log_prob(params, actions).exp().mean().item()
         distances = (params - actions).norm(dim=-1)
@@ -249,7 +249,7 @@ class _Measure:
         obs, better, worse = self._pairs
         if not len(obs):
             return float("nan")
-        params = networks.behaviour(obs)
+        params = networks.dist_inputs(obs)
 
         def likely(actions: Tensor) -> Tensor:
             return networks.actor.log_prob(params, actions)
@@ -259,7 +259,7 @@ class _Measure:
 
 def _mode(networks: QWRNetworks, states: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return networks.actor.mode(networks.behaviour(torch.from_numpy(states))).numpy()
+        return networks.actor.mode(networks.dist_inputs(torch.from_numpy(states))).numpy()
 
 
 def _greedy(env: Reach, states: np.ndarray) -> np.ndarray:

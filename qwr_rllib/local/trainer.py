@@ -87,10 +87,10 @@ class Runner:
         self._time, self._return = 0, 0.0
 
     @torch.inference_mode()
-    def behaviour(self, obs: np.ndarray) -> np.ndarray:
+    def dist_inputs(self, obs: np.ndarray) -> np.ndarray:
         """Parameters ``(k, m)`` of the policy in observations ``(k, *obs_shape)``."""
         dtype = getattr(np, self.spec.obs_dtype)
-        return self.networks.behaviour(torch.from_numpy(np.asarray(obs, dtype))).numpy()
+        return self.networks.dist_inputs(torch.from_numpy(np.asarray(obs, dtype))).numpy()
 
     def _step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, bool]:
         """Observation, reward, whether terminated, truncated, and terminated for the learner."""
@@ -118,7 +118,7 @@ class Runner:
                 self._reset()
             obs = self._obs
             assert obs is not None
-            mu = self.behaviour(obs[None])[0]
+            mu = self.dist_inputs(obs[None])[0]
             sampled = self.networks.actor.sample(torch.from_numpy(mu), self.generator)
             action = sampled.numpy()
             after, reward, terminated, truncated, ends = self._step(action)
@@ -144,7 +144,7 @@ class Runner:
             rewards=rewards.astype(np.float32),
             terminated=terminations,
             truncated=truncations,
-            behaviour=self.behaviour,
+            dist_inputs=self.dist_inputs,
             reward_clip=reward_clip,
         )
 
@@ -156,7 +156,7 @@ class Runner:
             done = False
             while not done:
                 assert self._obs is not None
-                mu = torch.from_numpy(self.behaviour(self._obs[None])[0])
+                mu = torch.from_numpy(self.dist_inputs(self._obs[None])[0])
                 action = self.networks.actor.mode(mu).numpy()
                 self._obs, reward, terminated, truncated, _ = self._step(action)
                 self._return += reward
@@ -230,7 +230,7 @@ class LocalTrainer:
         collected = time.perf_counter()
         metrics: dict[str, Any] = self.learner.train(self.view)
         with torch.no_grad():
-            moved = self._networks.behaviour(self.view.observations(new))
+            moved = self._networks.dist_inputs(self.view.observations(new))
         moved -= self.view.columns["action_dist_inputs"][new]
         metrics["moved"] = moved.square().sum(-1).mean().sqrt().item()
         metrics["gamma"] = self.learner.gamma

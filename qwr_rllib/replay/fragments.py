@@ -88,7 +88,7 @@ def split_steps(
     rewards: np.ndarray,
     terminated: np.ndarray,
     truncated: np.ndarray,
-    behaviour: Callable[[np.ndarray], np.ndarray],
+    dist_inputs: Callable[[np.ndarray], np.ndarray],
     reward_clip: float | None = None,
 ) -> list[Fragment]:
     """Splits ``k`` steps into one fragment for each run of consecutive steps of an episode.
@@ -104,8 +104,8 @@ def split_steps(
         rewards: ``(k,)``
         terminated: ``(k,)``; what follows in the same episode is a trajectory of its own.
         truncated: ``(k,)``
-        behaviour: ``mu``'s parameters ``(j, m)`` in observations ``(j, *obs_shape)``, for the state
-            after an unfinished or cut fragment.
+        dist_inputs: ``mu``'s parameters ``(j, m)`` in observations ``(j, *obs_shape)``, for the
+            state after an unfinished or cut fragment.
         reward_clip: the largest absolute reward that is kept; ``None`` keeps all.
 
     Raises:
@@ -115,7 +115,7 @@ def split_steps(
     starts = np.append(0, np.flatnonzero(~consecutive | terminated[:-1]) + 1)
     ends = np.append(starts[1:], len(episodes))
     last_obs = next_obs[ends - 1]
-    last_mu = behaviour(last_obs)
+    last_mu = dist_inputs(last_obs)
     if reward_clip is not None:
         rewards = rewards.clip(-reward_clip, reward_clip)
 

@@ -1,7 +1,7 @@
 """Tables, figures and a page from Tune's result folders, ours beside the paper's.
 
 ``trials`` reads the folders, ``groups`` says which trials are seeds of the same thing,
-``estimates`` is the statistics, ``paper`` the numbers of others; ``tables``, ``figures`` and
+``statistics`` has means and intervals, ``paper`` the numbers of others; ``tables``, ``figures`` and
 ``page`` are what comes out.
 """
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from qwr_rllib.report import counted, estimates, paper
+from qwr_rllib.report import counted, paper, statistics
 from qwr_rllib.report.groups import Group, short, sort_key
 from qwr_rllib.report.trials import Trial
 
@@ -61,7 +61,7 @@ def draw(groups: Sequence[Group], kind: str) -> list[Drawing]:
 
     Args:
         groups: Those of one report.
-        kind: What a curve shows, "iqr" or "mean-ci", see :func:`estimates.curve`.
+        kind: What a curve shows, "iqr" or "mean-ci", see :func:`statistics.curve`.
     """
     drawings: list[Drawing] = []
     with mpl.rc_context(STYLE):
@@ -101,7 +101,7 @@ def _plot(axes: Axes, cell: Group, column: str, kind: str, color: str, marker: s
     series = [pair for trial in cell.trials if len((pair := _series(trial, column))[0])]
     drawn = False
     if series:
-        found = estimates.curve(series, kind)
+        found = statistics.curve(series, kind)
         sparse = len(found.steps) <= 30
         axes.plot(
             found.steps,
@@ -379,8 +379,8 @@ def scores(env: str, cells: Sequence[Group]) -> Drawing | None:
     for place, cell in enumerate(shown):
         values = cell.scores(column)
         axes.plot(values, [place] * len(values), "o", color="0.55", markersize=4, alpha=0.7)
-        middle = float(estimates.iqm(values))
-        bounds = estimates.interval([values])
+        middle = float(statistics.iqm(values))
+        bounds = statistics.interval([values])
         if bounds:
             axes.plot(bounds, [place, place], color=COLORS[0], linewidth=2.5, alpha=0.6)
         axes.plot(middle, place, "D", color=COLORS[0], markersize=6)

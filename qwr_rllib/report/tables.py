@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from qwr_rllib.report import paper
-from qwr_rllib.report.estimates import interval, iqm
 from qwr_rllib.report.groups import Group
+from qwr_rllib.report.statistics import interval, iqm
 from qwr_rllib.report.trials import FINISHED, Trial
 
 MISSING = "-"

@@ -50,7 +50,7 @@ class ActingPolicy(Protocol):
     episodes: dict[int, int]
     """The name in the replay of the episode under way in each sub-environment."""
 
-    def behaviour(self, obs: np.ndarray) -> np.ndarray:
+    def dist_inputs(self, obs: np.ndarray) -> np.ndarray:
         """Parameters of ``pi(.|s)`` ``(k, m)`` at raw observations ``(k, ...)``."""
         ...
 
@@ -168,6 +168,6 @@ def fragments_of(policy: ActingPolicy, batch: SampleBatch) -> list[Fragment]:
         rewards=column(SampleBatch.REWARDS),
         terminated=terminated,
         truncated=column(SampleBatch.TRUNCATEDS).astype(bool),
-        behaviour=policy.behaviour,
+        dist_inputs=policy.dist_inputs,
         reward_clip=policy.config["reward_clip"],
     )
