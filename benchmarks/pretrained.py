@@ -26,7 +26,7 @@ from qwr_rllib.cli.policies import POLICY_FILE, PRETRAINED
 from qwr_rllib.cli.publishing import card
 
 IMAGES = Path("docs/images")
-WIDTH, FPS = 200, 20
+WIDTH, FPS = 160, 15
 
 
 def write_gif(film: Path, out: Path, seconds: float) -> None:
