@@ -165,7 +165,7 @@ class PlainLoop:
 PLAIN = "plain loop"
 # Of the learner, by the device's type.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
-    "cpu": {"learner": {}},
+    "cpu": {"learner": {}, "bfloat16": {"image_precision": "bfloat16"}},
     "cuda": {
         "eager": {"compile": False, "cuda_graphs": False},
         "compiled": {"compile": True, "cuda_graphs": False},
@@ -236,7 +236,8 @@ def main(
     threads: int,
     out: str | None,
 ) -> None:
-    forms, results = list(FORMS[device]), []
+    forms = [name for name in FORMS[device] if TASKS[task].image or name != "bfloat16"]
+    results = []
     for count in rows:
         seconds: dict[tuple[str, str], list[float]] = {}
         with ExitStack() as stack:

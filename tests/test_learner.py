@@ -312,6 +312,7 @@ def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
     assert metrics["weight_ess"] == pytest.approx(ess, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a compiler")
 def test_training_by_torch_compile_is_algorithm_2():
     learner, view = scripted(CONTINUOUS, compile=True)

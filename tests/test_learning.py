@@ -223,12 +223,14 @@ def with_blank_pictures(monkeypatch):
     monkeypatch.setattr(QWRNetworks, "normalize", lambda *args: torch.zeros_like(honest(*args)))
 
 
+@pytest.mark.slow
 # The best returns are 0.91, 0.9 and 1; staying away from the goal gives 0, guessing 0.5.
 @pytest.mark.parametrize(("env", "enough"), [(Chain(), 0.85), (Slope(), 0.85), (Ball(), 0.9)])
 def test_qwr_reaches_the_goal(env, enough):
     assert train(env) > enough
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "sabotage", "enough"),
     [

@@ -23,6 +23,8 @@ from qwr_rllib.cli import qwr
 from qwr_rllib.cli.policies import POLICY_FILE, PRETRAINED
 from qwr_rllib.deployment import read
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 NAMES = sorted(path.name for path in PRETRAINED.iterdir())
 COMMIT = "0123456789" * 4
