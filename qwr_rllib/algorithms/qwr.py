@@ -160,6 +160,11 @@ class QWRConfig(AlgorithmConfig):
     @_documented
     @override(AlgorithmConfig)
     def training(self, **settings: Any) -> QWRConfig:
+        """Sets settings by their names, see the settings' table; other keys are RLlib's.
+
+        Raises:
+            ValueError: for an unknown key or one that has no effect.
+        """
         names = {key for key in settings if settings[key] is not NotProvided}
         rllib = inspect.signature(AlgorithmConfig.training).parameters.keys() - {"self"}
         _refuse_unknown(names, rllib | _SETTINGS.keys())
@@ -184,7 +189,7 @@ class QWRConfig(AlgorithmConfig):
             ValueError: naming the key and the nearest known one, or what to set instead.
         """
         now = vars(self) | self.to_dict()  # in which some names end without their "_"
-        known = now.keys() | UNUSED.keys() | {"multiagent", "class"}
+        known = (now.keys() | UNUSED.keys() | {"multiagent", "class"}) - {"chosen"}
         given = dict(config_dict.items())  # RLlib passes configs, too
         if "class" in given:  # of a checkpoint, which an earlier release may have written
             given = {key: value for key, value in given.items() if key not in UNUSED}
