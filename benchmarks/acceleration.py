@@ -38,6 +38,7 @@ TASKS = {
 BATCH = 256
 ADAM = {"lr": 1e-4, "epsilon": 2e-6, "grad_clip": 50.0}
 Step = Callable[[], object]
+Turn = Callable[[int], None]
 
 
 class PlainStep:
@@ -54,8 +55,8 @@ class PlainStep:
         self._adam.step()
 
 
-def variants(task: str, device: str, which: str) -> Iterator[tuple[str, Step]]:
-    """Names and steps, each with one acceleration more than the one before."""
+def variants(task: str, device: str, which: str) -> Iterator[tuple[str, Turn]]:
+    """Names and turns of so many steps, each with one acceleration more than the one before."""
 
     def build(kind: str, compiler: Any = None, precision: str = "float32") -> Step:
         torch.manual_seed(0)
@@ -91,28 +92,31 @@ def variants(task: str, device: str, which: str) -> Iterator[tuple[str, Step]]:
             step._gradient = AutogradGradient(module, loss, step._adam.gradient)
         return lambda: step(given, targets)
 
-    def with_gemm(step: Step, onednn: bool, threads: int = 1) -> Step:
-        def run() -> None:
+    onednn = gemm.HAS_ONEDNN
+    threads = torch.get_num_threads()
+
+    def with_gemm(step: Step, onednn: bool, threads: int = 1) -> Turn:
+        def run(steps: int) -> None:
             gemm.HAS_ONEDNN = onednn
             torch.set_num_threads(threads)
-            step()
+            for _ in range(steps):
+                step()
 
         return run
 
-    onednn = gemm.HAS_ONEDNN
     yield "autograd, Adam on each parameter", with_gemm(build("plain"), False)
     yield "Adam on one vector", with_gemm(build("flat"), False)
     if task == "walker":
         yield "backward pass by hand", with_gemm(build("step"), False)
     if device == "cuda":
-        yield "CUDA graph", build("graph")
+        yield "CUDA graph", with_gemm(build("graph"), onednn)
         return
     if task == "walker" and onednn:
         yield "products by oneDNN", with_gemm(build("step"), True)
     yield "kernels by Numba", with_gemm(build("step", "numba"), onednn)
     if task == "atari":
         yield "bfloat16", with_gemm(build("step", "numba", "bfloat16"), onednn)
-    elif torch.get_num_threads() > 1:
+    elif threads > 1:
         yield "two threads", with_gemm(build("step", "numba"), onednn, 2)
 
 
@@ -132,10 +136,9 @@ def main(task: str, device: str, turns: int, steps: int, out: Path | None) -> No
         chosen = list(variants(task, device, which))
         seconds: dict[str, list[float]] = {name: [] for name, _ in chosen}
         for turn in range(turns + 1):  # the first warms up
-            for name, step in chosen:
+            for name, run in chosen:
                 started = time.perf_counter()
-                for _ in range(steps):
-                    step()
+                run(steps)
                 if device == "cuda":
                     torch.cuda.synchronize()
                 if turn:
