@@ -30,8 +30,3 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         import qwr_rllib
 
         qwr_rllib.register()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts tests with a Ray first: they take longest, and processes should end together."""
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
