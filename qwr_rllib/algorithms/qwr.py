@@ -189,8 +189,9 @@ class QWRConfig(AlgorithmConfig):
             ValueError: naming the key and the nearest known one, or what to set instead.
         """
         now = vars(self) | self.to_dict()  # in which some names end without their "_"
-        known = (now.keys() | UNUSED.keys() | {"multiagent", "class"}) - {"chosen"}
+        known = now.keys() | UNUSED.keys() | {"multiagent", "class"}
         given = dict(config_dict.items())  # RLlib passes configs, too
+        given.pop("chosen", None)
         if "class" in given:  # of a checkpoint, which an earlier release may have written
             given = {key: value for key, value in given.items() if key not in UNUSED}
             given["model"] = {name: given["model"][name] for name in MODEL_KEYS}
