@@ -299,7 +299,8 @@ def test_a_data_set_that_does_not_fit_is_sampled_by_whole_episodes(caplog):
     dataset = write([episode(i, 10) for i in range(5)])
     assert loaded(dataset, capacity=50).num_rows == 50
     assert "drawn at random" not in caplog.text
-    storage = loaded(dataset, capacity=49)
+    with caplog.at_level(logging.WARNING, logger="ray.rllib.qwr"):
+        storage = loaded(dataset, capacity=49)
     assert (storage.num_rows, storage.num_episodes) == (40, 12)  # each is cut every 4 rows
     assert "has 50 rows in 5 episodes, more than replay_capacity 49 takes: 4" in caplog.text
     again = loaded(dataset, capacity=49)
