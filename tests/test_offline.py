@@ -305,6 +305,12 @@ def test_a_data_set_that_does_not_fit_is_sampled_by_whole_episodes(caplog):
     assert "has 50 rows in 5 episodes, more than replay_capacity 49 takes: 4" in caplog.text
     again = loaded(dataset, capacity=49)
     np.testing.assert_array_equal(storage.columns["obs"], again.columns["obs"])
+    # An episode that would not be drawn is checked too.
+    drawn = {int(number) for number in storage.columns["obs"][storage.columns["kind"] == 1][:, 0]}
+    [left] = set(range(5)) - drawn
+    spoilt = {left: {"rewards": [float("nan")] * 10}}
+    damaged = write([episode(i, 10, **spoilt.get(i, {})) for i in range(5)], "test/nan-v0")
+    refused(f"episode {left}: rewards has a NaN", damaged, capacity=49)
     refused("replay_capacity 9 is too small for any episode .*: the shortest has 10", dataset,
             capacity=9)  # fmt: skip
     # 80 ends of one step each need more room than their rows.

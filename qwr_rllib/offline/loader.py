@@ -53,20 +53,28 @@ def load(
     """
     dataset = open_dataset(config.dataset)
     _check_same_env(dataset, env, config.check_env)
-    storage = ReplayStorage(spec, capacity)
     action_space = env.action_space if normalize_actions and not dataset.normalized else None
 
-    def fragments() -> Iterator[tuple[str, Fragment]]:
-        episodes = open_dataset(config.dataset).episodes
+    def fill(
+        storage: ReplayStorage, episodes: Iterable[Episode], chosen: set[int] | None = None
+    ) -> list[tuple[str, int]]:
+        """Adds all episodes or the chosen ones; returns each one's name and number of rows."""
+        added = []
         for number, episode in enumerate(_first(episodes, config.num_episodes)):
+            if chosen is not None and number not in chosen:
+                continue
             try:
                 made = _fragment(number, episode, spec, config, action_space, reward_clip)
+                if len(made) <= capacity:
+                    storage.add(made)
             except ValueError as error:
                 raise ValueError(f"data set {dataset.name}: {episode.name}: {error}") from error
-            yield episode.name, made
+            added.append((episode.name, len(made)))
+        return added
 
-    lengths = np.array([len(fragment) for _, fragment in fragments()], np.int64)
-    count, num_rows = len(lengths), int(lengths.sum())
+    storage = ReplayStorage(spec, capacity)
+    found = fill(storage, dataset.episodes)
+    count, num_rows = len(found), sum(rows for _, rows in found)
     if not count:
         raise ValueError(f"data set {dataset.name} is empty")
     if config.num_episodes is not None and count < config.num_episodes:
@@ -74,6 +82,7 @@ def load(
             f"offline.num_episodes is {config.num_episodes}, "
             f"data set {dataset.name} has {count} episodes"
         )
+    lengths = np.array([rows for _, rows in found], np.int64)
     chosen = _sampled(lengths, storage)
     if not chosen:
         raise ValueError(
@@ -86,16 +95,10 @@ def load(
             "episodes of them, drawn at random, are trained on.",
             dataset.name, num_rows, count, capacity, len(chosen),
         )  # fmt: skip
-    short: list[str] = []
-    for name, fragment in fragments():
-        if fragment.episode not in chosen:
-            continue
-        try:
-            storage.add(fragment)
-        except ValueError as error:
-            raise ValueError(f"data set {dataset.name}: {name}: {error}") from error
-        if len(fragment) < margin:
-            short.append(name)
+        # Some were evicted by those after them: the store is filled anew.
+        storage = ReplayStorage(spec, capacity)
+        found = fill(storage, open_dataset(config.dataset).episodes, chosen)
+    short = [name for name, rows in found if rows < margin]
     if short:
         logger.warning(
             "%d of %d trajectories of data set %s are shorter than the margin of %d steps, their "
