@@ -225,10 +225,9 @@ def main(
         until = (iterations or 100) * per_iteration
     torch.set_num_threads(threads)
     try:
-        trainer = LocalTrainer(config, device)
+        trainer = LocalTrainer(config, device, threads)
     except (ValueError, RuntimeError) as error:
         raise click.UsageError(str(error)) from error
-    trainer.learner.threads = threads
     on_gpu = device.startswith("cuda")
     made_with = versions() | {"in_process": torch.cuda.get_device_name() if on_gpu else device}
     before: list[dict[str, Any]] = []

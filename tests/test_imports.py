@@ -89,6 +89,13 @@ def test_old_names_of_modules_still_give_what_was_in_them(old):
         module.nothing  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("module", "name"), [("envs", "make_atari"), ("offline", "load"), ("local", "LocalTrainer")]
+)
+def test_modules_that_became_rooms_still_give_what_was_in_them(module, name):
+    assert hasattr(importlib.import_module(f"qwr_rllib.{module}"), name)
+
+
 def test_training_in_one_process_needs_no_ray():
     code = WITHOUT_RAY.replace('("ray", "gymnasium")', '("ray",)')
     result = run("import qwr_rllib.local.trainer", code)

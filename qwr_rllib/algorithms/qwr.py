@@ -83,7 +83,7 @@ def _refuse_unknown(names: Iterable[str], known: Collection[str]) -> None:
 
 
 def _documented(training: Callable[..., QWRConfig]) -> Callable[..., QWRConfig]:
-    """Gives ``training()`` the signature and the docstring that follow from the settings."""
+    """Adds the settings to the signature and the docstring of ``training()``."""
     kind = inspect.Parameter.KEYWORD_ONLY
     own = [inspect.Parameter(name, kind, default=NotProvided) for name in _SETTINGS]
     own.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
@@ -91,18 +91,8 @@ def _documented(training: Callable[..., QWRConfig]) -> Callable[..., QWRConfig]:
     training.__signature__ = inspect.Signature([positional, *own])  # type: ignore[attr-defined]
     texts = descriptions().items()
     arguments = [f"    {name}: {' '.join(text.split())}" for name, text in texts]
-    training.__doc__ = "\n".join(
-        [
-            "Sets the training related configuration; defaults: ``docs/settings.md``.",
-            "\nArgs:",
-            *arguments,
-            "    **kwargs: RLlib's own, such as ``model``: ``fcnet_hiddens`` and "
-            "``fcnet_activation`` for vectors, ``conv_filters`` and ``post_fcnet_hiddens`` for "
-            "images.",
-            "\nReturns:\n    This updated config.",
-            "\nRaises:\n    ValueError: for an unknown key or one that has no effect.",
-        ]
-    )
+    summary, raises = inspect.cleandoc(training.__doc__ or "").split("\n\n")
+    training.__doc__ = "\n\n".join([summary, "\n".join(["Args:", *arguments]), raises])
     return training
 
 
@@ -134,7 +124,7 @@ class QWRConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class or QWR)
         self.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
         self.exploration_config = {"type": "StochasticSampling"}
-        for name, value in defaults(QWRSettings).items():
+        for name, value in _SETTINGS.items():
             setattr(self, name, value)
 
         self.num_env_runners = 1
@@ -160,7 +150,7 @@ class QWRConfig(AlgorithmConfig):
     @_documented
     @override(AlgorithmConfig)
     def training(self, **settings: Any) -> QWRConfig:
-        """Sets settings by their names, see the settings' table; other keys are RLlib's.
+        """Sets settings; defaults: ``docs/settings.md``. Other keys, as ``model``, are RLlib's.
 
         Raises:
             ValueError: for an unknown key or one that has no effect.

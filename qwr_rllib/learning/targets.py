@@ -180,20 +180,16 @@ class SampledActions:
         return self._sample(self._critic, view, states, features)
 
 
-class ReplayActionByQ:
+class ReplayActionByQ(SampledActions):
     """The action in the replay, its ``Q(s, a)`` against the mean of samples of ``mu`` (AWAC)."""
 
     several = False
-
-    def __init__(self, critic: CriticEvaluator, sample: ActionSampler) -> None:
-        self._critic = critic
-        self._sample = sample
 
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         actions = view.columns["actions"][states].unsqueeze(1)
-        samples, _, probs, _ = self._sample(self._critic, view, states, features)
+        samples, _, probs, _ = super().__call__(view, states, features, returns)
         values = losses.backup(samples, "mean", probs=probs)
         of_states = self._critic.features(view, states, features)
         return Candidates(self._critic.q_values(of_states, actions), actions, baseline=values)

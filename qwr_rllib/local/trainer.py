@@ -173,12 +173,15 @@ class LocalTrainer:
         config: the keys of a ``QWRConfig``'s dict, as
             :func:`~qwr_rllib.learning.config.defaults_of` has them, with ``env`` and ``seed``.
         device: of the learner; the environment's policy stays on the CPU.
+        threads: of the learner's steps, see :class:`Learner`.
 
     Raises:
         ValueError: for a space that is not supported, or what the learner refuses.
     """
 
-    def __init__(self, config: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: Mapping[str, Any], device: torch.device | str = "cpu", threads: int = 1
+    ) -> None:
         if not config["normalize_actions"] or config["clip_actions"]:
             raise ValueError(
                 "training without Ray takes normalize_actions true and clip_actions false, got "
@@ -192,7 +195,7 @@ class LocalTrainer:
         self.spec = spec = spec_of(env, config)
         self._whole_episodes = config["batch_mode"] == "complete_episodes"
         self._networks = networks_of(spec, config).to(device)
-        self.learner = Learner(self._networks, learner_config(config), seed)
+        self.learner = Learner(self._networks, learner_config(config), seed, threads)
         self.storage = ReplayStorage(spec, config["replay_capacity"])
         self.view = ReplayView(spec, config["replay_capacity"], device)
         self._acting = networks_of(spec, config, with_critic=False)
@@ -226,9 +229,8 @@ class LocalTrainer:
         new = self.view.update(self.storage.changes(self.view.uid, self.view.version))
         if not self.spec.image:
             self.learner.update_normalizer(self.view.observations(new))
-        self.learner.gamma = self.learner.config.gamma_at(self.num_env_steps)
         collected = time.perf_counter()
-        metrics: dict[str, Any] = self.learner.train(self.view)
+        metrics: dict[str, Any] = self.learner.train(self.view, self.num_env_steps)
         with torch.no_grad():
             moved = self._networks.dist_inputs(self.view.observations(new))
         moved -= self.view.columns["action_dist_inputs"][new]

@@ -3,8 +3,9 @@
 PyTorch multiplies float32 matrices with MKL. On AMD's processors MKL computes at less than half of
 their speed, and its results depend on where thin matrices lie in memory, so that one seed gives
 different weights from run to run. oneDNN, which PyTorch has for convolutions and for its compiler,
-is as fast as MKL on Intel's and does neither; it adds a layer's bias on the way. The choice follows
-from the processor alone: a measurement would let other work on the machine change a seed's numbers.
+does neither; it adds a layer's bias on the way. On Intel's processors MKL can be a quarter faster
+(``benchmarks/results/acceleration.json``). The choice follows from the processor alone: a
+measurement would let other work on the machine change a seed's numbers.
 """
 
 from __future__ import annotations
