@@ -1,14 +1,14 @@
 """The two regressions of Algorithms 1 and 2, in chunks between target syncs. Knows torch only.
 
-Between two syncs the target network, the stored ``mu`` and the replay are constant, and during
-the whole actor phase the critic is too. So everything that a chunk's minibatches regress *onto*
-is computed at its start in one pass without gradients: the values of the distinct next states
-and the multi-step targets, or the sampled actions and their weights. What is left are plain
-regression steps. Statistics of a minibatch (spread of Q, moments of the advantages) stay those of
-that minibatch. The one difference from a step-by-step loop: a state that is drawn more than once
-within a chunk has its actions sampled once in that chunk.
+A chunk is the steps between two target syncs, during which the target network, the stored ``mu``
+and the replay are constant; so is the critic during the actor phase. The start of a chunk
+therefore computes all regression targets of its minibatches in one pass without gradients: the
+values of the distinct next states and the multi-step targets, or the sampled actions and their
+weights. Plain regression steps follow. Statistics of a minibatch (the spread of Q, the moments of
+the advantages) are still computed from that minibatch alone. There is one difference from a
+step-by-step loop: if a chunk draws a state more than once, it samples that state's actions once.
 
-Where QWR, AWR and AWAC differ is in :mod:`qwr_rllib.learning.targets`.
+QWR, AWR and AWAC differ in :mod:`qwr_rllib.learning.targets` only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from qwr_rllib.learning.targets import (
     ActionSampler,
     Bootstrap,
     Candidates,
-    Consideration,
+    CandidateSource,
     QBootstrap,
     ReplayActionByQ,
     ReplayActionByV,
@@ -51,12 +51,12 @@ from qwr_rllib.replay.replica import ReplayView, Slices, View
 
 logger = logging.getLogger(__name__)
 
-MINIBATCHES_AT_ONCE = 20  # whose weights are computed: their actions stay in a core's cache
-MAX_CHUNK_STEPS = 100  # whose inputs, slices and targets are in memory at once
+MINIBATCHES_AT_ONCE = 20  # in one computation of weights, so that their actions fit a core's cache
+MAX_CHUNK_STEPS = 100  # bounds the memory of a chunk's inputs, slices and targets
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite; the weights are not to be trusted any more."""
+    """A loss became NaN or infinite: the weights cannot be used any more."""
 
 
 class Learner:
@@ -65,13 +65,13 @@ class Learner:
     Args:
         networks: with their critic, on ``view``'s device.
         config: hyper-parameters.
-        seed: of everything random here; ``None`` draws one.
-        threads: CPU threads that share the operations of the steps, where that is faster and leaves
-            the numbers as they are. Other operations have PyTorch's own number of threads.
+        seed: seeds the sampling of rows and actions; ``None`` draws a seed.
+        threads: CPU threads of the regression steps, at most. Operations whose result would
+            depend on the number of threads use one. All other operations use PyTorch's number.
 
     Raises:
-        ValueError: for networks without this kind of critic, or all of continuous actions to
-            enumerate.
+        ValueError: if the networks lack this kind of critic, or if continuous actions are to be
+            enumerated.
     """
 
     def __init__(
@@ -134,17 +134,17 @@ class Learner:
         self._by_target = CriticEvaluator(self.target_critic, self._inputs, compiler)
         sample = ActionSampler(self.actor, config.n_action_samples, self._generator)
         self._bootstrap: Bootstrap
-        self._consider: Consideration
+        self._candidates: CandidateSource
         if config.critic_type == "v":
             self._bootstrap = VBootstrap(self._by_target)
-            self._consider = ReplayActionByV(self._by_critic, config.margin)
+            self._candidates = ReplayActionByV(self._by_critic, config.margin)
         else:
             self._bootstrap = QBootstrap(self._by_target, sample, config)
-            considered = SampledActions if config.actor_actions == "mu" else ReplayActionByQ
-            self._consider = considered(self._by_critic, sample)
+            source = SampledActions if config.actor_actions == "mu" else ReplayActionByQ
+            self._candidates = source(self._by_critic, sample)
 
     def update_normalizer(self, obs: Tensor) -> None:
-        """Takes newly collected raw observations ``(k, ...)`` into the statistics."""
+        """Adds newly collected raw observations ``(k, ...)`` to the statistics."""
         update = getattr(self.networks.normalizer, "update", None)
         if update is not None:
             update(obs)
@@ -154,7 +154,7 @@ class Learner:
 
         Args:
             view: the learner's copy of the replay.
-            env_steps: collected so far, which the discount may follow; ``None`` leaves it.
+            env_steps: environment steps so far, for a schedule of the discount; ``None`` leaves it.
 
         Returns:
             The metrics of both; see ``docs/metrics.md``.
@@ -349,26 +349,26 @@ class Learner:
         rows: Tensor,
         features: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """Computes the actor's targets of each minibatch; mean ESS, clip fraction, largest."""
+        """Returns the actor's targets of all minibatches; ESS, clip fraction, largest weight."""
         states, inverse = _distinct(rows, view.num_slots)
-        considered = self._consider(view, states, features, self._returns)
+        candidates = self._candidates(view, states, features, self._returns)
         at_once = MINIBATCHES_AT_ONCE if self._device.type == "cpu" else len(rows)
-        parts = [self._weighted(considered, some) for some in inverse.split(at_once)]
+        parts = [self._weighted(candidates, some) for some in inverse.split(at_once)]
         regressions, diagnostics = zip(*parts, strict=True)
         ess, clip_fraction, largest = map(torch.cat, zip(*diagnostics, strict=True))
         regression = tuple(map(torch.cat, zip(*regressions, strict=True)))
         return regression, (ess.mean(), clip_fraction.mean(), largest.max())
 
     def _weighted(
-        self, considered: Candidates, states: Tensor
+        self, candidates: Candidates, states: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """Computes the actor's targets of some minibatches; ESS, clip fraction, largest.
+        """Returns the actor's targets of ``states``; ESS, clip fraction and largest weight.
 
-        ``(k, batch)``; each diagnostic is ``(k,)``.
+        ``states`` are ``(k, batch)``; each diagnostic is ``(k,)``.
         """
         config = self.config
         q_values, actions, probs, baseline = (
-            None if part is None else part[states] for part in considered
+            None if part is None else part[states] for part in candidates
         )
         assert q_values is not None
         assert actions is not None
@@ -386,14 +386,14 @@ class Learner:
         in_dims = tuple(None if part is None else 0 for part in (q_values, probs, baseline))
         weights = torch.vmap(weigh, in_dims)(q_values, probs, baseline)
         clipped = weights >= config.max_weight * (1 - 1e-6)
-        # Of a single action it would always be 1: then it is that of the minibatch's states.
-        shared = weights if self._consider.several else weights.flatten(1)
+        # The sample size of a single action is always 1: it is computed over the states then.
+        shared = weights if self._candidates.several else weights.flatten(1)
         ess = losses.effective_sample_size(shared, probs).view(len(weights), -1).mean(1)
         diagnostics = ess, clipped.flatten(1).float().mean(1), weights.flatten(1).amax(1)
         return self.actor.regression(actions, weights, probs), diagnostics
 
     def _visits_states_again(self, view: ReplayView) -> bool:
-        """True if the chunks between two syncs have more distinct states than the view has rows."""
+        """True if the chunks between two syncs together visit more states than there are rows."""
         config = self.config
         chunks = math.ceil(config.target_update_freq / MAX_CHUNK_STEPS)
         draws = min(config.target_update_freq, MAX_CHUNK_STEPS) * config.train_batch_size
@@ -413,14 +413,14 @@ class Learner:
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
         }
-        # Tensors of its own, not those that are being trained, for machines with a GPU or without.
+        # Copies, on the CPU: training goes on in the originals, and a reader may lack a GPU.
         copied = io.BytesIO()
         torch.save(state, copied)
         copied.seek(0)
         return torch.load(copied, map_location="cpu")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what :meth:`state_dict` gave; learning rates stay the configured ones."""
+        """Loads what :meth:`state_dict` returned; keeps the configured learning rates."""
         self.networks.load_state_dict(state["networks"])
         self.target_critic.load_state_dict(state["target_critic"])
         self._critic_step.load_state_dict(state["critic_optimizer"])
@@ -437,7 +437,7 @@ class Learner:
 
 
 def _distinct(slots: Tensor, num_slots: int) -> tuple[Tensor, Tensor]:
-    """The distinct slots, and where among them each of ``slots`` is."""
+    """Returns the distinct slots, and the index among them of each of ``slots``."""
     seen = torch.zeros(num_slots, dtype=torch.bool, device=slots.device)
     seen[slots] = True
     return seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[slots]

@@ -1,8 +1,8 @@
 """The targets of the two regressions: the one place where QWR, AWR and AWAC differ.
 
-Two choices make an algorithm. What a critic's target bootstraps from is :class:`QBootstrap` or
-:class:`VBootstrap`; which actions the actor considers is :class:`SampledActions` or one of
-:class:`ReplayActionByQ` and :class:`ReplayActionByV`. Knows torch only.
+An algorithm is two choices. The critic's target bootstraps from :class:`QBootstrap` or
+:class:`VBootstrap`. The actor considers :class:`SampledActions`, :class:`ReplayActionByQ` or
+:class:`ReplayActionByV`. Knows torch only.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class ActionSampler:
         states: Tensor,
         features: Tensor | None = None,
     ) -> Candidates:
-        """Actions at ``states`` ``(k,)`` by ``critic``, whose ``features`` may be known."""
+        """Samples actions at ``states`` ``(k,)``; ``features`` are the critic's, if known."""
         mu = view.columns["action_dist_inputs"][states]
         n = mu.shape[-1] if isinstance(self._n, str) else self._n
         actions, probs = self._actor.proposals(mu, n, self._generator)
         tile = tile_size(view)
         values = [
-            # In tiles: their features are used before they leave a core's cache.
+            # In tiles, whose features are still in a core's cache when the actions need them.
             critic.q_values(critic.features(view, some, features), of_some)
             for some, of_some in zip(states.split(tile), actions.split(tile), strict=True)
         ]
@@ -70,10 +70,10 @@ class ActionSampler:
 
 
 class Bootstrap(Protocol):
-    """The values that the targets of a critic bootstrap from."""
+    """Computes the state values from which the critic's targets bootstrap."""
 
     repeats: bool
-    """True if the targets of a row that is drawn again are the same."""
+    """True if a row has the same target each time it is drawn between two syncs."""
 
     def __call__(
         self,
@@ -152,11 +152,11 @@ Returns = Callable[[Slices, Tensor], Tensor]
 """The lambda-returns ``(N,)`` of slices from the values ``(N, T)`` of the states in them."""
 
 
-class Consideration(Protocol):
-    """Which actions the actor considers, and what they are held against."""
+class CandidateSource(Protocol):
+    """Chooses the actions that the actor considers, with their values and baseline."""
 
     several: bool
-    """True if they are several of each state."""
+    """True if a state has several candidates."""
 
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
@@ -166,7 +166,7 @@ class Consideration(Protocol):
 
 
 class SampledActions:
-    """Samples of ``mu``, against their mean (QWR)."""
+    """Samples of ``mu``; the baseline is their mean (QWR)."""
 
     several = True
 
@@ -181,7 +181,7 @@ class SampledActions:
 
 
 class ReplayActionByQ(SampledActions):
-    """The action in the replay, its ``Q(s, a)`` against the mean of samples of ``mu`` (AWAC)."""
+    """The action in the replay with ``Q(s, a)``; the baseline is the mean Q of samples (AWAC)."""
 
     several = False
 
@@ -196,7 +196,7 @@ class ReplayActionByQ(SampledActions):
 
 
 class ReplayActionByV:
-    """The action in the replay, its return against ``V(s)`` (AWR)."""
+    """The action in the replay with its return; the baseline is ``V(s)`` (AWR)."""
 
     several = False
 

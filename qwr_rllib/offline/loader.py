@@ -19,7 +19,7 @@ from qwr_rllib.offline.config import OfflineConfig
 from qwr_rllib.offline.episodes import Dataset, Episode
 from qwr_rllib.offline.minari import minari_dataset
 from qwr_rllib.offline.rllib import rllib_dataset
-from qwr_rllib.replay.fragments import Fragment
+from qwr_rllib.replay.fragments import Fragment, make_fragment
 from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
@@ -180,27 +180,17 @@ def _fragment(
         if not rows:
             raise ValueError("it is cut after its only step and does not have the state after")
     mu = np.concatenate([mu, mu[-1:]])[: len(obs)]
-    context = None
-    if spec.frame_stack > 1:
-        if not np.array_equal(obs[1:, :-1], obs[:-1, 1:]):
-            raise ValueError(
-                f"frame_stack is {spec.frame_stack}, but its observations are not stacks of the "
-                "last frames, newest last"
-            )
-        context, obs = obs[0, :-1], obs[:, -1]
-    rewards = np.asarray(episode.rewards)[:rows]
-    if reward_clip is not None:
-        rewards = rewards.clip(-reward_clip, reward_clip)
-    return Fragment(
+    return make_fragment(
+        spec,
         episode=number,
         start=0,
         obs=obs,
         action_dist_inputs=mu,
         actions=actions[:rows],
-        rewards=rewards,
+        rewards=np.asarray(episode.rewards)[:rows],
         terminated=episode.terminated,
         done=True,
-        context=context,
+        reward_clip=reward_clip,
     )
 
 

@@ -76,6 +76,60 @@ class Fragment:
         )
 
 
+def make_fragment(
+    spec: Spec,
+    *,
+    episode: int,
+    start: int,
+    obs: np.ndarray,
+    action_dist_inputs: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    terminated: bool,
+    done: bool,
+    reward_clip: float | None,
+) -> Fragment:
+    """Makes a fragment of whole observations: clips the rewards and splits stacks into frames.
+
+    Args:
+        spec: shapes of the columns.
+        episode: as in :class:`Fragment`, like all that follows.
+        start: time step of the first row.
+        obs: ``(k + 1, *obs_shape)``, or ``(k, *obs_shape)`` where the episode terminated.
+        action_dist_inputs: ``(k + 1, m)`` or ``(k, m)``.
+        actions: ``(k, ...)``.
+        rewards: ``(k,)``.
+        terminated: True if the last row led to a terminal state.
+        done: True if the episode is over.
+        reward_clip: the largest absolute reward that is kept; ``None`` keeps all.
+
+    Raises:
+        ValueError: if observations are not the stacks of frames that ``spec`` says they are.
+    """
+    context = None
+    if spec.frame_stack > 1:
+        # A NaN in a frame is no reason: the replay refuses the rows that it spoils.
+        if not np.array_equal(obs[1:, :-1], obs[:-1, 1:], equal_nan=True):
+            raise ValueError(
+                f"frame_stack is {spec.frame_stack}, but the observations are not stacks of the "
+                "last frames, newest last"
+            )
+        context, obs = obs[0, :-1], obs[:, -1]
+    if reward_clip is not None:
+        rewards = rewards.clip(-reward_clip, reward_clip)
+    return Fragment(
+        episode=episode,
+        start=start,
+        obs=obs,
+        action_dist_inputs=action_dist_inputs,
+        actions=actions,
+        rewards=rewards,
+        terminated=terminated,
+        done=done,
+        context=context,
+    )
+
+
 def split_steps(
     spec: Spec,
     *,
@@ -116,8 +170,6 @@ def split_steps(
     ends = np.append(starts[1:], len(episodes))
     last_obs = next_obs[ends - 1]
     last_mu = dist_inputs(last_obs)
-    if reward_clip is not None:
-        rewards = rewards.clip(-reward_clip, reward_clip)
 
     fragments = []
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -126,17 +178,9 @@ def split_steps(
         if not terminated[end - 1]:
             states = np.append(states, last_obs[i : i + 1], axis=0)
             params = np.append(params, last_mu[i : i + 1], axis=0)
-        context = None
-        if spec.frame_stack > 1:
-            # A NaN in a frame is no reason: the replay refuses the rows that it spoils.
-            if not np.array_equal(states[1:, :-1], states[:-1, 1:], equal_nan=True):
-                raise ValueError(
-                    f"frame_stack is {spec.frame_stack}, but the observations are not stacks of "
-                    "the last frames, newest last"
-                )
-            context, states = states[0, :-1], states[:, -1]
         fragments.append(
-            Fragment(
+            make_fragment(
+                spec,
                 episode=int(episodes[start]),
                 start=int(times[start]),
                 obs=states,
@@ -145,7 +189,7 @@ def split_steps(
                 rewards=rewards[rows],
                 terminated=bool(terminated[end - 1]),
                 done=bool(terminated[end - 1] or truncated[end - 1]),
-                context=context,
+                reward_clip=reward_clip,
             )
         )
     return fragments
