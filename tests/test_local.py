@@ -15,7 +15,7 @@ FEW = {"n_interactions": 30, "n_critic_steps": 3, "n_actor_steps": 3, "train_bat
 
 
 class Counting(gym.Env):
-    """Observation: the step's number; reward 1; odd episodes end at 7, even ones are cut at 5."""
+    """Observation (episode, step); reward 1; even episodes end at 7, odd ones are cut at 5."""
 
     def __init__(self, action_space, limit=None):
         self.action_space, self.limit = action_space, limit

@@ -13,7 +13,7 @@ from qwr_rllib.validation import did_you_mean
 
 POLICY_FILE = "policy.safetensors"
 PRETRAINED = Path(qwr_rllib.__file__).with_name("pretrained")
-"""Has a folder for each policy that comes with this package: the policy and its card."""
+"""Each policy that comes with this package has a folder in it: the policy and its card."""
 NO_HUB = "hf: and `push` need the package huggingface_hub: pip install 'qwr-rllib[hub]'"
 
 
