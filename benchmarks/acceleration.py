@@ -2,10 +2,10 @@
 
     python benchmarks/acceleration.py --out benchmarks/results/acceleration.json
 
-Steps are of a critic and of an actor of Walker2d's sizes (and, with ``--task atari``, of images) on
-minibatches of 256. The variants take turns of some steps each, so that all meet the same machine;
-a variant's time is the median over turns, its gain the median over turns of the ratio to the
-variant before. Variants that a device or a task does not have are left out.
+Measures steps of a critic and of an actor with Walker2d's sizes (or, with ``--task atari``, on
+images) on minibatches of 256. The variants run in turns of some steps each, so that all run under
+the same load. A variant's time is the median over turns; its gain is the median over turns of the
+ratio to the variant before. Variants that a device or a task does not support are left out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Turn = Callable[[int], None]
 
 
 class PlainStep:
-    """Autograd and PyTorch's Adam on each parameter: what a tutorial does."""
+    """A step with autograd and PyTorch's Adam on each parameter, as in a tutorial."""
 
     def __init__(self, module: nn.Module, loss: Callable[..., Tensor]) -> None:
         self._module, self._loss = module, loss
@@ -56,7 +56,7 @@ class PlainStep:
 
 
 def variants(task: str, device: str, which: str) -> Iterator[tuple[str, Turn]]:
-    """Names and turns of so many steps, each with one acceleration more than the one before."""
+    """Yields variants and their turns, each with one acceleration more than the one before."""
 
     def build(kind: str, compiler: Any = None, precision: str = "float32") -> Step:
         torch.manual_seed(0)

@@ -1,12 +1,12 @@
-"""What a trained critic knows of actions: its advantages against those that episodes measure.
+"""Advantages of a trained critic against advantages measured by episodes.
 
     python benchmarks/advantages.py CHECKPOINT --out benchmarks/results/advantages-hopper.json
 
-For Hopper, Walker2d and Half-Cheetah, whose observations tell the simulator's state. From states
-of the replay's latest rows, each of n actions of their stored policy begins ``--rollouts`` episodes
-of the checkpoint's policy, with its noise, the same for all n actions. Half of the episodes
-against the other half says how far the measured advantages are to be trusted: where the halves
-correlate by r, a perfect critic would correlate by ``sqrt(2 r / (1 + r))`` with all of them.
+For Hopper, Walker2d and Half-Cheetah, whose observations determine the simulator's state. In states
+of the replay's latest rows, each of n actions of the stored policy starts ``--rollouts`` episodes,
+which continue with the checkpoint's noisy policy. The noise is the same for all n actions. The
+correlation r between two halves of the episodes tells how reliable the measured advantages are: a
+perfect critic would correlate by ``sqrt(2 r / (1 + r))`` with the advantages of all episodes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LATEST = 3000  # rows
 def returns(
     env_id: str, policy: QWRTorchPolicy, obs: np.ndarray, actions: np.ndarray, noise: np.ndarray
 ) -> np.ndarray:
-    """Discounted returns of episodes that begin at one state, ``(n, rollouts)``.
+    """Returns discounted returns ``(n, rollouts)`` of episodes that begin in one state.
 
     Args:
-        env_id: of a MuJoCo task.
-        policy: plays on after the first step.
-        obs: ``(o,)``, where they begin.
-        actions: ``(n, d)``, their first ones.
-        noise: ``(horizon, rollouts, d)``, standard normal, for the steps after.
+        env_id: the id of a MuJoCo task.
+        policy: the policy that acts after the first step.
+        obs: ``(o,)``, the observation of the first state.
+        actions: ``(n, d)``, the first actions.
+        noise: ``(horizon, rollouts, d)``, standard normal, for the steps after the first.
     """
     n, horizon, rollouts = len(actions), *noise.shape[:2]
     env: Any = gym.make(env_id).unwrapped

@@ -3,12 +3,12 @@
     pip install -e '.[offline]' 'stable-baselines3>=2.4,<3'
     python benchmarks/expert.py HalfCheetah-v5 --dataset-id halfcheetah/expert-v0
 
-``--library sbx`` (``pip install sbx-rl``) takes the same algorithms in JAX, whose compiled steps
-take half the time on a CPU. Neither is a dependency of the package. The expert is the policy with
-the best evaluation on the way (10 episodes, every 5 % of the steps), kept in ``--folder``; a script
-that is started again with ``--record-only`` takes it from there. The data set holds ``--episodes``
-episodes of it with the mode action, or with its own noise (for MuJoCo, 1000 steps each unless it
-falls), and ``offline`` reads it.
+``--library sbx`` (``pip install sbx-rl``) uses the same algorithms in JAX, whose compiled steps
+take half the time on a CPU. Neither library is a dependency of the package. The expert is the
+policy with the best evaluation during training (10 episodes, every 5 % of the steps). It is saved
+in ``--folder``, from where ``--record-only`` loads it. The data set holds ``--episodes`` episodes
+of the expert, with the mode action or with its own noise (for MuJoCo, 1000 steps each unless it
+falls). ``offline`` reads the data set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from stable_baselines3.common.monitor import Monitor
 
 
 def train(args: argparse.Namespace, algorithm: type[BaseAlgorithm]) -> None:
-    """Trains; leaves the best policy in ``best_model.zip``."""
+    """Trains an expert and saves the best policy in ``best_model.zip``."""
     freq = max(1, args.steps // 20)
     evaluation = EvalCallback(
         Monitor(gym.make(args.env)),
@@ -50,7 +50,7 @@ def train(args: argparse.Namespace, algorithm: type[BaseAlgorithm]) -> None:
 
 
 def play(args: argparse.Namespace, model: BaseAlgorithm) -> list[EpisodeBuffer]:
-    """Episodes of a policy; their seeds are not those of the training."""
+    """Plays episodes of a policy, with seeds that the training did not use."""
     env = gym.make(args.env)
     buffers = []
     for i in range(args.episodes):

@@ -1,15 +1,15 @@
-"""What deaths cost: one of the replay actor, or a run in which processes keep dying.
+"""Cost of process deaths: a single one of the replay actor, or many during a run.
 
     python benchmarks/faults.py --out benchmarks/results/faults.json
     python benchmarks/faults.py --soak 200 --overlap
 
-Without ``--soak``: Walker2d with a full replay of random rows: seconds of whole iterations (1000
-environment steps, 3000 + 3000 updates), and seconds from a SIGKILL of the replay actor until its
-successor holds every row, in turns in one process.
+Without ``--soak``: Walker2d with a full replay of random rows. Measures seconds of whole iterations
+(1000 environment steps, 3000 + 3000 updates), and seconds from a SIGKILL of the replay actor until
+its successor holds every row, in turns in one process.
 
-With ``--soak``: so many short iterations of Pendulum with two rollout workers, while at random
-moments one of them or the replay actor gets a SIGKILL. Each iteration must have all its rows. Where
-one takes longer than ``--stall`` seconds, the stacks of this process are printed.
+With ``--soak``: runs this many short iterations of Pendulum with two rollout workers, while at
+random moments a worker or the replay actor gets a SIGKILL. Each iteration must have all its rows.
+If an iteration takes longer than ``--stall`` seconds, the stacks of this process are printed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(
 
 @contextlib.contextmanager
 def killer(every: float, seed: int) -> Iterator[Counter[str]]:
-    """Kills rollout workers and replay actors of this driver; the counter has how many of each."""
+    """Kills rollout workers and replay actors of this driver; yields the kills by kind."""
     killed: Counter[str] = Counter()
     over = threading.Event()
     rng = random.Random(seed)

@@ -5,17 +5,17 @@
     python benchmarks/in_process.py --file tuned_examples/qwr-atari.yaml --device cuda \\
         --checkpoint pong --out pong/result.json --evaluate-every 15 --final-episodes 100
 
-For looking at many settings quickly, and for a machine without Ray: an iteration takes what the
-learner takes. With ``--checkpoint`` the same command goes on where an earlier one was stopped.
+For comparing many settings quickly, and for machines without Ray: an iteration takes about the
+learner's time. With ``--checkpoint``, the same command continues a run that was stopped.
 
-A line for each iteration, in the shape of RLlib's ``result.json`` as far as reports read it: the
-training return with the policy's noise, the evaluation with its mode. What Ray's do not have:
+Writes a line for each iteration, with the keys of RLlib's ``result.json`` that reports read. The
+training return is that of the noisy policy, the evaluation that of its mode. Additional keys:
 
-    learner/q_std        standard deviation of Q over the actions of a state, in the median of 512
+    learner/q_std        standard deviation of Q over the actions of a state, median of 512 states
     learner/moved        how far the policy moved in the new states: see LocalTrainer.train
-    learner/entropy      of a policy of discrete actions in the new states, mean, in nats
-    learner/dead_units   share of the critic's features that are 0 in 512 states
-    versions/in_process  the device: the mark of a run of this script
+    learner/entropy      mean entropy of a policy of discrete actions in 512 states, in nats
+    learner/dead_units   share of the critic's last hidden units that are 0 in all of 512 states
+    versions/in_process  the device; only runs of this script have it
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from qwr_rllib.local.trainer import REPLAY_FILE, STATE_FILE, LocalTrainer
 from qwr_rllib.validation import did_you_mean
 from qwr_rllib.versions import versions
 
-# What has a meaning here besides the defaults' keys, or may stand in a file without any.
+# Config keys that are ignored here.
 IGNORED = {
     "evaluation_interval", "evaluation_duration", "evaluation_duration_unit", "num_env_runners",
     "num_envs_per_env_runner", "num_gpus", "learner_threads",
@@ -45,7 +45,7 @@ IGNORED = {
 
 @torch.no_grad()
 def diagnostics(trainer: LocalTrainer) -> dict[str, float]:
-    """Of the newest 512 rows."""
+    """Returns diagnostics of critic and actor in the newest 512 rows."""
     learner, view = trainer.learner, trainer.view
     rows = view.rows[view.inserted[view.rows].argsort()[-512:]]
     obs = learner.networks.normalize(view.observations(rows))
@@ -64,7 +64,7 @@ def diagnostics(trainer: LocalTrainer) -> dict[str, float]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The value of an option; the package's own type for it needs Ray."""
+    """Parses an option's JSON object; the package's own option type needs Ray."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(f'expected an object such as {{"key": 1}}, got {text}')
@@ -74,10 +74,10 @@ def json_object(text: str) -> dict[str, Any]:
 def settings_of(
     trial: Path | None, file: Path | None, algorithm: str
 ) -> tuple[dict[str, Any], int | None]:
-    """The config that a trial's results or a YAML file name, or an algorithm's defaults.
+    """Reads the config of a trial's results or of a YAML file, or an algorithm's defaults.
 
     Returns:
-        It, and the environment steps at which a file says to stop.
+        The config, and the environment steps at which the file says to stop.
 
     Raises:
         click.UsageError: if the file is not one experiment.
@@ -98,7 +98,7 @@ def settings_of(
 
 
 def changed(config: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
-    """The config with changes.
+    """Returns the config with changes.
 
     Raises:
         click.UsageError: for a key that has no effect here.
@@ -122,7 +122,7 @@ def evaluation_of(returns: list[float]) -> dict[str, Any]:
 
 
 def lines_until(out: Path, iteration: int) -> list[dict[str, Any]]:
-    """The rows of an earlier run up to an iteration."""
+    """Returns the lines of an earlier run up to an iteration."""
     if not out.exists():
         return []
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -232,7 +232,7 @@ def main(
     made_with = versions() | {"in_process": torch.cuda.get_device_name() if on_gpu else device}
     before: list[dict[str, Any]] = []
     if checkpoint and out and (checkpoint / STATE_FILE).exists():
-        # Without its replay a run that is at its end can still be evaluated.
+        # A finished run has no replay and can still be evaluated.
         trainer.restore(checkpoint, replay=(checkpoint / REPLAY_FILE).exists())
         before = lines_until(out, trainer.iteration)
         click.echo(f"goes on after iteration {trainer.iteration}", err=True)
@@ -274,10 +274,10 @@ def main(
             row["env_runners"]["hist_stats"] = {"episode_reward": list(trainer.runner.returns)}
             row |= {"config": config, "versions": made_with}
             row["date"] = time.strftime("%Y-%m-%d_%H-%M-%S")
-        if out or not done:  # to a terminal the last line goes with its evaluation
+        if out or not done:  # without a file, the last line is printed after its evaluation
             emit(row)
         if checkpoint and (done or trainer.iteration % checkpoint_every == 0):
-            # At the end what is left is to evaluate, which needs no replay.
+            # After the end only the evaluation is left, which needs no replay.
             trainer.save(checkpoint, replay=not done)
     row = row or before[-1]
     if "evaluation" not in row and (

@@ -8,18 +8,18 @@
     python benchmarks/learner.py --device cuda --task atari --rows 20000 --steps 300 --turns 2 \
         --out benchmarks/results/learner-gpu-atari.json
 
-On a GPU the learner is measured in four forms: its operations one by one, by ``torch.compile``,
-each step as a CUDA graph, and by both.
+On a GPU the learner is measured in four forms: with its operations one by one, with
+``torch.compile``, with each step as a CUDA graph, and with both.
 
-All sides have the same networks, rows, minibatch sizes and thread count, and take turns. Each has
-a process of its own, as it would in use: in the same process the plain loop is 1.7 times as fast
-once the other has freed a large block, since glibc then stops to give the memory of its large
-temporaries back to the system at every step. (``MALLOC_MMAP_THRESHOLD_=4000000000
-MALLOC_TRIM_THRESHOLD_=4000000000`` in the environment does that for both.)
+All sides have the same networks, rows, minibatch sizes and thread count, and run in turns. Each
+side has its own process, as in use. In a shared process, the plain loop is 1.7 times as fast after
+the other side has freed a large block: glibc then no longer returns the memory of large temporaries
+to the system at every step. (The environment variables ``MALLOC_MMAP_THRESHOLD_=4000000000
+MALLOC_TRIM_THRESHOLD_=4000000000`` have this effect on both sides.)
 
-The plain loop is what one would write first in PyTorch: autograd, ``torch.optim.Adam``,
-``clip_grad_norm_``, every minibatch's targets and weights when it is drawn. It does use that the
-critic's features of a state serve all n actions.
+The plain loop is a straightforward PyTorch version: autograd, ``torch.optim.Adam``,
+``clip_grad_norm_``, and targets and weights computed for each minibatch when it is drawn. It does
+share the critic's features of a state among all n actions.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WHAT = ("critic updates/s", "actor updates/s", "updates/s")
 
 
 def filled_view(spec: Spec, rows: int, seed: int, device: str = "cpu") -> ReplayView:
-    """A view of whole trajectories of random numbers, as many as ``rows`` steps."""
+    """Returns a view of whole trajectories of random numbers, with ``rows`` steps in total."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
@@ -91,7 +91,7 @@ def filled_view(spec: Spec, rows: int, seed: int, device: str = "cpu") -> Replay
 
 
 class PlainLoop:
-    """Algorithm 2, a minibatch at a time."""
+    """Algorithm 2, one minibatch at a time."""
 
     def __init__(self, networks: QWRNetworks, config: LearnerConfig, seed: int) -> None:
         self.networks, self.config = networks, config
@@ -102,14 +102,14 @@ class PlainLoop:
         self.generator = torch.Generator(self.critic.head.weight.device).manual_seed(seed)
 
     def inputs(self, view: ReplayView, slots: torch.Tensor) -> torch.Tensor:
-        """What the networks take for the states in ``slots`` ``(k,)``."""
+        """Returns the networks' inputs for the states in ``slots`` ``(k,)``."""
         obs = view.observations(slots)
         return obs.float() / 255 if view.spec.image else self.networks.normalize(obs)
 
     def q_values(self, critic, view: ReplayView, slots: torch.Tensor):
-        """Q of n actions of mu at each slot, the actions and, of all actions, mu's probabilities.
+        """Returns Q of n actions of mu at each slot, the actions and their probabilities.
 
-        ``(k, n)``, ``(k, n, [d])`` and ``(k, n)`` or ``None``.
+        ``(k, n)``, ``(k, n, [d])`` and ``(k, n)``; probabilities are ``None`` for sampled actions.
         """
         mu = view.columns["action_dist_inputs"][slots]
         actions, probs = self.actor.proposals(mu, self.config.n_action_samples, self.generator)
@@ -163,7 +163,7 @@ class PlainLoop:
 
 
 PLAIN = "plain loop"
-# Of the learner, by the device's type.
+# Forms of the learner, by the device's type.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {"learner": {}, "bfloat16": {"image_precision": "bfloat16"}},
     "cuda": {
@@ -176,7 +176,7 @@ FORMS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def save(out: str, results: list[dict[str, Any]], **about: Any) -> None:
-    """Writes results as JSON, with what they were measured on and how."""
+    """Writes results as JSON, with a description of the machine and the measurement."""
     about |= {"torch": torch.__version__, "machine": platform.machine()}
     with open(out, "w") as file:
         json.dump({"about": about, "results": results}, file, indent=2)
@@ -189,7 +189,7 @@ def process(name: str, *arguments: Any) -> ProcessPoolExecutor:
 
 
 def start(name: str, task: str, rows: int, steps: int, device: str, threads: int) -> None:
-    """Makes this process's side and its rows."""
+    """Builds this process's side and its rows."""
     global side, view
     config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps)
     view = filled_view(TASKS[task], rows, seed=0, device=device)
@@ -208,7 +208,7 @@ def start(name: str, task: str, rows: int, steps: int, device: str, threads: int
 
 
 def turn() -> dict[str, float]:
-    """Seconds that each phase of this process's side takes."""
+    """Returns the seconds that each phase of this process's side takes."""
     seconds = {}
     for phase in ("train_critic", "train_actor"):
         started = time.perf_counter()
@@ -245,7 +245,7 @@ def main(
                 name: stack.enter_context(process(name, task, count, steps, device, threads))
                 for name in (PLAIN, *forms)
             }
-            # All at once: what is compiled is compiled now.
+            # A first turn of all sides at once, for compilation.
             wait([side.submit(turn) for side in sides.values()])
             for _ in range(turns):
                 for name, side in sides.items():

@@ -1,16 +1,16 @@
-"""How far the learner is from what the machine's matrix products and convolutions allow.
+"""The learner's time against that of its matrix products and convolutions alone.
 
     python benchmarks/limit.py --rows 10000 --rows 50000 --out benchmarks/results/limit.json
     python benchmarks/limit.py --task atari --rows 20000 --steps 100 --threads 2
 
-An iteration is run once with every matrix product and convolution recorded by its shapes, without
-compiled kernels, so that the gate's are seen too. Then each is timed alone, as the learner runs it
-(:mod:`qwr_rllib.learning.accel.gemm`, channels last), with operands that are in cache. The sum over
-all of them is the time that an iteration would take if it consisted of these and nothing else: no
-ReLU, LayerNorm, tanh, Adam, random numbers or gathers; of vectors and several threads, if these
-shared them without any loss; of images, with these threads in each. The learner's own time, with
-what it compiles by default, is measured beside it in turn, and last the parts of an iteration, each
-alone."""
+An iteration runs once while the shapes of every matrix product and convolution are recorded;
+compiled kernels are off, so that the gate's products are seen too. Then each operation is timed
+alone, as the learner runs it (:mod:`qwr_rllib.learning.accel.gemm`, channels last), with operands
+in cache. The sum of these times is the limit: the time of an iteration without ReLU, LayerNorm,
+tanh, Adam, random numbers and gathers. For vectors, it assumes that several threads share the
+operations without loss; for images, each operation uses all threads. In turn with this, the
+learner's own time is measured, with its default compilation; last, each part of an iteration alone.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from qwr_rllib.learning.networks import QWRNetworks
 from qwr_rllib.replay.replica import ReplayView
 
 aten: Any = torch.ops.aten
-# (m, k, n), or a convolution's inputs, weights and stride and which gradients it computes.
+# (m, k, n), or a convolution's inputs, weights, stride and the gradients that it computes.
 Shape = tuple[Any, ...]
 
 
 class Operations(TorchDispatchMode):
-    """Counts the matrix products and convolutions that are computed while it is entered."""
+    """A context that counts the matrix products and convolutions computed inside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def flops_of(shape: Shape) -> int:
 
 
 def operation(shape: Shape) -> Callable[[], Any]:
-    """What has this shape, on random operands."""
+    """Returns a function that runs the operation of this shape on random operands."""
     if len(shape) == 3:
         m, k, n = shape
         left, right = torch.randn(m, k), torch.randn(n, k).t()
@@ -105,7 +105,7 @@ def operation(shape: Shape) -> Callable[[], Any]:
 
 
 def seconds_of(call: Callable[[], Any], atleast: float = 0.05) -> float:
-    """The median time of a call."""
+    """Returns the median time of a call."""
     times: list[float] = []
     with torch.no_grad():
         call()
@@ -117,7 +117,7 @@ def seconds_of(call: Callable[[], Any], atleast: float = 0.05) -> float:
 
 
 def parts_of(trained: Learner, view: ReplayView) -> dict[str, float]:
-    """Seconds of an iteration that its parts take alone, as shares of their sum."""
+    """Returns the seconds that each part of an iteration takes alone."""
     config = trained.config
     batch = config.train_batch_size
     rows = view.sample(100 * batch, trained._generator)

@@ -3,16 +3,16 @@
     pip install -e . 'stable-baselines3>=2.4,<3' 'sbx-rl>=0.20,<1'
     python benchmarks/peers.py --out benchmarks/results/peers.json
 
-Soft actor-critic of Stable-Baselines3, of SBX (the same in JAX) and of RLlib (both API stacks),
-with two hidden layers of 256 units, minibatches of 256 and one update for each interaction, as is
-usual; and QWR with its defaults, which makes six. One at a time, in a process of its own with one
-thread, which steps the environment too. Who is not there after ``--limit`` is stopped, and its
-time is what it would have been at the rate so far.
+Compares soft actor-critic of Stable-Baselines3, of SBX (the same in JAX) and of RLlib (both API
+stacks), with two hidden layers of 256 units, minibatches of 256 and the usual one update per
+interaction, and QWR with its defaults, which makes six updates per interaction. They run one at a
+time, each in its own process with one thread, which also steps the environment. A peer that is not
+finished after ``--limit`` is stopped, and its time is extrapolated from its rate so far.
 
-An update of one is not an update of another. What an update multiplies is counted: for QWR from
-the shapes of the matrix products that it computes (``limit.py``), for soft actor-critic by
-the formula at :func:`sac_products`. Products that an implementation computes without a use for
-them do not count.
+Updates of different algorithms are not comparable. Therefore the multiplications of an update are
+counted: for QWR from the shapes of its matrix products (``limit.py``), for soft actor-critic by the
+formula at :func:`sac_products`. Products that an implementation computes but does not need are not
+counted.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ THREADS = {
 
 
 def sac_products() -> float:
-    """Floating-point operations of the matrix products that one update of SAC needs.
+    """Returns the floating-point operations of the matrix products that one update of SAC needs.
 
-    The critic's loss takes a pass of the actor and of two target critics at the next states, and
-    passes of two critics forwards and, for weights and inputs, backwards; the actor's loss one of
-    the actor forwards and backwards, and of two critics forwards and backwards to the action.
+    The critic's loss needs a pass of the actor and of two target critics at the next states, and
+    passes of two critics forwards and, for weights and inputs, backwards. The actor's loss needs
+    passes of the actor forwards and backwards, and of two critics forwards and back to the action.
     """
     critic = (OBS + ACTION) * WIDTH + WIDTH**2 + WIDTH
     actor = OBS * WIDTH + WIDTH**2 + WIDTH * 2 * ACTION
@@ -52,7 +52,7 @@ def sac_products() -> float:
 
 
 def qwr_products(steps: int) -> float:
-    """The same of QWR's average update in a run of ``steps`` interactions."""
+    """Returns the same for QWR's average update in a run of ``steps`` interactions."""
     plain, view = learner(rows=max(1000, steps // 2), compile=False, steps=300)
     with Products() as products:
         plain.train(view)
@@ -126,7 +126,7 @@ def qwr(steps: int, deadline: float) -> tuple[int, int]:
 
 
 def train(config: Any, steps: int, deadline: float) -> dict[str, Any]:
-    """Trains an RLlib algorithm; its last result."""
+    """Trains an RLlib algorithm and returns its last result."""
     algo = config.build_algo()
     while (result := algo.train())["num_env_steps_sampled_lifetime"] < steps:
         if time.perf_counter() > deadline:
@@ -135,7 +135,7 @@ def train(config: Any, steps: int, deadline: float) -> dict[str, Any]:
     return result
 
 
-# From the interactions and the time at which to give up to the interactions and updates made.
+# Functions from (interactions, time at which to give up) to (interactions, updates) made.
 PEERS: dict[str, Callable[[int, float], tuple[int, int]]] = {
     "Stable-Baselines3 SAC": partial(stable_baselines, "stable_baselines3"),
     "SBX SAC": partial(stable_baselines, "sbx"),
@@ -146,7 +146,7 @@ PEERS: dict[str, Callable[[int, float], tuple[int, int]]] = {
 
 
 def timed(peer: str, steps: int, limit: float) -> dict[str, float]:
-    """Runs a peer; imports and Ray's start are part of the time, as its user waits for them."""
+    """Runs a peer; the time includes imports and Ray's start, for which a user also waits."""
     started = time.perf_counter()
     interactions, updates = PEERS[peer](steps, started + limit)
     seconds = time.perf_counter() - started

@@ -1,10 +1,10 @@
-"""Makes a policy that comes with the package out of one that a training saved.
+"""Adds a policy that a training saved to the package's pretrained policies.
 
     python benchmarks/in_process.py Walker2d-v5 --save walker.safetensors --out walker.json
     python benchmarks/pretrained.py walker walker.safetensors \\
         --command "python benchmarks/in_process.py Walker2d-v5 --save walker.safetensors"
 
-Plays episodes; writes the policy and its card below ``qwr_rllib/pretrained/``, where ``rllib
+Plays episodes and writes the policy and its card below ``qwr_rllib/pretrained/``, where ``rllib
 evaluate pretrained:walker`` finds it, and a film of the first episode below ``docs/images/``.
 Needs the extra ``video``.
 """

@@ -1,4 +1,4 @@
-"""How long `qwr report` takes for a sweep of 120 trials with 100 results each.
+"""Time of `qwr report` for a sweep of 120 trials with 100 results each.
 
     python benchmarks/report.py --out benchmarks/results/report.json
 
@@ -24,13 +24,13 @@ STEPS = 1000
 
 
 def write_trial(experiment: Path, number: int, settings: dict, num_rows: int) -> None:
-    """One trial's folder as Tune leaves it."""
+    """Writes a trial's folder as Tune does."""
     draw = random.Random(number)
     folder = experiment / f"QWR_HalfCheetah-v5_{number:05d}"
     folder.mkdir(parents=True)
     settings = settings | {"env": "HalfCheetah-v5"}
     (folder / "params.json").write_text(json.dumps(settings))
-    # Keys of RLlib's config that do not matter here, as many characters as there are.
+    # Stand-ins for the other keys of RLlib's config, with about as many characters.
     config = {f"other_setting_{index}": "x" * 30 for index in range(200)} | settings
     returns: list[float] = []
     with open(folder / "result.json", "w") as file:

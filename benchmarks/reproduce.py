@@ -1,25 +1,25 @@
-"""The paper's tables and figures, a cell at a time, stopped and taken up again at will.
+"""Reproduction of the paper's tables and figures, cell by cell; it can be stopped and resumed.
 
     python benchmarks/reproduce.py --table 1 --seeds 5 --jobs 2
     python benchmarks/reproduce.py --table 2 --in-process cuda --jobs 6 --results results
     python benchmarks/reproduce.py --figure 1 --seeds 3 --jobs 2
     qwr report results/table1 --out results/table1/report      # pip install -e '.[report]'
 
-A cell is a variant of the algorithm, a task and a seed: ``rllib train`` with a Ray of its own on
-one CPU, for 100K interactions. Cells whose results lie in ``--results`` are done, on whichever
-machine that was; one that was interrupted goes on from its last checkpoint below
-``--storage-path``. A seed of every task comes before the next seed. What is there, what is missing
-and about how long it will take is said before anything starts; ``--dry-run`` says no more.
+A cell is a variant of the algorithm, a task and a seed. It runs ``rllib train`` with its own Ray on
+one CPU, for 100K interactions. Cells with results in ``--results`` are done, on whichever machine
+they ran. An interrupted cell resumes from its last checkpoint below ``--storage-path``. Each seed
+runs on every task before the next seed. Before anything starts, the script prints which cells are
+done, which are missing and about how long they will take; ``--dry-run`` stops there.
 
-Figure 1 is by Ray Tune: ``rllib train file tuned_examples/qwr-ablation-halfcheetah.yaml``. Here its
-cells are run one by one instead, which several machines can share.
+Ray Tune can also run Figure 1: ``rllib train file tuned_examples/qwr-ablation-halfcheetah.yaml``.
+Here its cells run one by one instead, so that several machines can share them.
 
-With ``--in-process`` a cell is a run of ``in_process.py`` instead, which needs no Ray and can have
-its learner on a GPU. Many processes share a GPU well only below NVIDIA's MPS:
+With ``--in-process``, a cell runs ``in_process.py`` instead, which needs no Ray and can have its
+learner on a GPU. Many processes share a GPU well only with NVIDIA's MPS:
 ``nvidia-cuda-mps-control -d``.
 
-What is kept of a cell is what reports read: its configuration, and of each result the returns, the
-losses and what else :data:`qwr_rllib.report.trials.COLUMNS` names.
+The kept part of a cell is what reports read: its configuration, and the columns of each result that
+:data:`qwr_rllib.report.trials.COLUMNS` names, such as returns and losses.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Cell:
     algorithm: str
     env: str
     task: str
-    """What it is called: the environment, or the game."""
+    """Name of the environment, or of the game."""
     config: dict[str, Any]
-    """What differs from the algorithm's defaults, the seed included."""
+    """Settings that differ from the algorithm's defaults, and the seed."""
     steps: int = BUDGET
     """Environment steps."""
 
@@ -92,7 +92,7 @@ class Cell:
 
     @property
     def place(self) -> Path:
-        """Below the folder of the results."""
+        """Path of the cell's folder, relative to the folder of results."""
         trial = f"{self.algorithm}_{self.task}_seed{self.config['seed']}"
         return Path(self.variant, trial)
 
@@ -139,7 +139,7 @@ KEPT_OF_THE_LAST = (EPISODE_RETURNS, ["config"], ["versions"], ["date"], ["trial
 
 
 def kept(result: dict[str, Any], paths: Iterable[Sequence[str]]) -> dict[str, Any]:
-    """The parts of a nested result at the paths, those that it has."""
+    """Returns the parts of a nested result at the paths that exist."""
     found: dict[str, Any] = {}
     for *parents, name in paths:
         source = result
@@ -154,7 +154,7 @@ def kept(result: dict[str, Any], paths: Iterable[Sequence[str]]) -> dict[str, An
 
 
 def keep(trial: Path, place: Path) -> None:
-    """Writes what is kept of a trial's results to ``place``."""
+    """Writes the kept part of a trial's results to ``place``."""
     with open(trial / "result.json") as lines:
         results = [json.loads(line) for line in lines]
     last = results[-1]
@@ -168,7 +168,7 @@ def keep(trial: Path, place: Path) -> None:
 
 
 def ray_command(cell: Cell, storage: Path) -> list[str]:
-    """Trains a cell by ``rllib train``, or goes on with it."""
+    """Returns the command that trains or resumes a cell with ``rllib train``."""
     config = cell.config | {"num_env_runners": 0, "learner_threads": 1}
     command = [
         *(sys.executable, "-m", "qwr_rllib.cli", "train", "--algo", cell.algorithm),
@@ -183,7 +183,7 @@ def ray_command(cell: Cell, storage: Path) -> list[str]:
 
 
 def in_process_command(cell: Cell, storage: Path, device: str) -> list[str]:
-    """Trains a cell by ``in_process.py``, or goes on with it."""
+    """Returns the command that trains or resumes a cell with ``in_process.py``."""
     place = storage / cell.name / "in_process"
     return [
         *(sys.executable, str(Path(__file__).with_name("in_process.py")), cell.env),
@@ -191,20 +191,20 @@ def in_process_command(cell: Cell, storage: Path, device: str) -> list[str]:
         *("--seed", str(cell.config["seed"]), "--iterations", str(cell.iterations)),
         *("--device", device, "--out", str(place / "result.json")),
         *("--save", str(place / "policy.safetensors"), "--checkpoint", str(place)),
-        # Table 2's in between are after 30K, 60K and 90K interactions.
+        # For Table 2, evaluations during training are after 30K, 60K and 90K interactions.
         *("--evaluate-every", "15" if cell.task in GAMES else "10"),
         *("--final-episodes", str(cell.config["evaluation_duration"])),
     ]
 
 
 def run(cell: Cell, results: Path, storage: Path, command: list[str], kept_command: str) -> int:
-    """Trains a cell and keeps its results; the exit code of its process."""
+    """Trains a cell, keeps its results and returns the exit code of its process."""
     storage.mkdir(parents=True, exist_ok=True)
     click.echo(f"{cell.name}: begins, see {storage / cell.name}.log")
     with open(storage / f"{cell.name}.log", "a") as log:
         code = subprocess.run(command, stdout=log, stderr=log).returncode
     if code == 0:
-        # One that was killed before its first checkpoint has begun anew beside what it had.
+        # A cell killed before its first checkpoint restarted in a second folder.
         found = (storage / cell.name).glob("*/result.json")
         place = results / cell.place
         keep(max(found, key=lambda result: result.stat().st_mtime).parent, place)
@@ -214,7 +214,7 @@ def run(cell: Cell, results: Path, storage: Path, command: list[str], kept_comma
 
 
 def seconds_of(result: Path) -> float:
-    """How long a run took whose results are kept."""
+    """Returns how long a run with kept results took."""
     return json.loads(result.read_text().splitlines()[-1])["time_total_s"]
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/rollout.py --out benchmarks/results/rollout.json
 
-Each side steps the same environment with the same policy network on one thread; they take turns
-in one process. The worker is RLlib's own, with our policy in it, and its time includes splitting
-the batch into the replay's fragments.
+Each side steps the same environment with the same policy network on one thread; the sides run in
+turns in one process. The worker is RLlib's own with our policy, and its time includes splitting the
+batch into the replay's fragments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = 1000
 
 
 def bare_loop(env: gym.Env, networks) -> None:
-    """STEPS steps, the rows kept, as a single-file implementation would collect them."""
+    """Collects STEPS steps and keeps their rows, as a single-file implementation would."""
     low, high = env.action_space.low, env.action_space.high
     rows = []
     obs, _ = env.reset()

@@ -1,11 +1,11 @@
-"""How far one replay actor and one learner's view reach.
+"""Throughput of one replay actor and one learner's view.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
-Measures environment steps per second of 1 and 2 rollout workers with their rows in the replay
-(Half-Cheetah), rows per second that a replay actor takes from 1, 4 and 16 simulated writers
-(Walker's rows; fragments of 62 are what 16 workers make of 1000 steps), and the time to bring a
-view up to date with 1000 new rows of a replay that holds 1K to 1M rows.
+Measures environment steps per second of 1 and 2 rollout workers that send their rows to the replay
+(Half-Cheetah), rows per second that a replay actor accepts from 1, 4 and 16 simulated writers
+(Walker's rows; 16 workers split 1000 steps into fragments of 62), and the time to update a view
+with 1000 new rows of a replay that holds 1K to 1M rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WALKER = Spec(obs_shape=(17,), obs_dtype="float32", action_dim=6, discrete=False
 
 
 def fragment(episode: int, rows: int, start: int = 0, done: bool = True) -> Fragment:
-    """``rows`` steps of random numbers; cut at the end if ``done``."""
+    """Returns ``rows`` steps of random numbers; truncated at the end if ``done``."""
     random = np.random.default_rng(episode)
     return Fragment(
         episode=episode,
@@ -45,7 +45,7 @@ def fragment(episode: int, rows: int, start: int = 0, done: bool = True) -> Frag
 
 @ray.remote(num_cpus=0)
 class Writer:
-    """Adds fragments as fast as the replay takes them, one at a time as a rollout worker does."""
+    """An actor that adds fragments one at a time, as a rollout worker does, as fast as possible."""
 
     def __init__(self, index: int, rows: int) -> None:
         self._index = index
@@ -54,17 +54,17 @@ class Writer:
     def write(self, replay, until: float) -> int:
         stored = 0
         while time.time() < until:
-            # The same numbers again as a new episode.
+            # The same numbers again, as a new episode.
             self._made = dataclasses.replace(self._made, episode=self._made.episode + 1000)
             stored += ray.get(replay.add.remote([self._made], self._index)).num_rows_stored
         return stored
 
 
 def inserts(writers: int, seconds: float, rows: int) -> float:
-    """Rows per second that one replay actor takes."""
+    """Returns the rows per second that one replay actor accepts."""
     replay = ReplayActor.remote(WALKER, 50_000)
     hands = [Writer.remote(i, rows) for i in range(writers)]
-    ray.get([hand.write.remote(replay, 0) for hand in hands])  # all are up
+    ray.get([hand.write.remote(replay, 0) for hand in hands])  # all are running
     until = time.time() + seconds
     stored = sum(ray.get([hand.write.remote(replay, until) for hand in hands]))
     took = time.time() - until + seconds
@@ -75,7 +75,7 @@ def inserts(writers: int, seconds: float, rows: int) -> float:
 
 
 def env_steps(workers: int, steps: int, turns: int) -> float:
-    """Environment steps per second into the replay."""
+    """Returns the environment steps per second that reach the replay."""
     algo = (
         QWRConfig()
         .environment("HalfCheetah-v5")
@@ -94,7 +94,10 @@ def env_steps(workers: int, steps: int, turns: int) -> float:
 
 
 def view_update(rows: int, turns: int) -> dict[str, float]:
-    """Seconds for 1000 new rows in a full replay, and to load all of it; without transport."""
+    """Returns the seconds to update a view with 1000 new rows of a full replay, and with all rows.
+
+    Transport is not included.
+    """
     store = Replay(WALKER, rows)
     view = ReplayView(WALKER, rows)
     for episode in range(max(1, rows // 1000)):

@@ -1,10 +1,10 @@
-"""Writes one row for each run of a campaign: its evaluations every 10K environment steps.
+"""Table with one row for each run of a campaign: its evaluations every 10K environment steps.
 
     python benchmarks/seed_table.py results/table1 results/table1-awr-5k
 
-writes ``seeds.csv`` into each folder, from the ``result.json`` files below it. An evaluation is the
-mean return of its episodes, with the most likely action; ``training`` is the mean of the last 10
-training episodes. Needs the standard library only.
+Writes ``seeds.csv`` into each folder, from the ``result.json`` files below it. An evaluation is the
+mean return of its episodes, with the most likely action; ``training`` is the mean return of the
+last 10 training episodes. Needs the standard library only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "seeds.csv"
 
 
 def row(file: Path) -> dict[str, Any]:
-    """The row of one run.
+    """Returns the row of one run.
 
     Args:
         file: Its ``result.json``, in a folder named ``ALGORITHM_ENVIRONMENT_seedN`` inside a folder
@@ -45,7 +45,7 @@ def row(file: Path) -> dict[str, Any]:
 
 
 def table(campaign: Path) -> list[dict[str, Any]]:
-    """The rows of all runs below a folder, ordered by variant, environment and seed."""
+    """Returns the rows of all runs below a folder, by variant, environment and seed."""
     rows = [row(file) for file in campaign.glob("*/*/result.json")]
     return sorted(rows, key=lambda row: (row["variant"], row["environment"], row["seed"]))
 

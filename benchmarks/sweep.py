@@ -1,9 +1,9 @@
-"""Whether a sweep keeps to its machine and keeps it busy: 8 small trials on 2 CPUs.
+"""CPU use of a sweep: 8 small trials on 2 CPUs.
 
     python benchmarks/sweep.py --out benchmarks/results/sweep.json
 
-Ray's own state is asked four times a second: the CPUs that no trial has reserved, and the
-placement groups (one for each trial) that exist. Run with and without reused actors.
+Reads Ray's state four times a second: the CPUs that no trial has reserved, and the number of
+placement groups (one per trial). Runs with and without reused actors.
 """
 
 from __future__ import annotations

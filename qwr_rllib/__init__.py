@@ -1,8 +1,8 @@
 """Q-Value Weighted Regression on Ray RLlib.
 
-Importing this package registers its algorithms with Tune, so that ``run: QWR`` resolves, and its
-environments with RLlib. Without Ray the formulas, networks, learner, replay storage and view can
-still be imported.
+Importing this package registers its algorithms with Tune, so that ``run: QWR`` works, and its
+environments with RLlib. The formulas, networks, learner, replay storage and view can be imported
+without Ray.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports an algorithm or its config where it is first used (PEP 562)."""
+    """Imports an algorithm or its config on first access (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def register() -> None:
-    """Makes the algorithms known to Tune and the environments to RLlib by their names.
+    """Registers the algorithms with Tune and the environments with RLlib, by their names.
 
-    Importing this package does it. Ray forgets it with ``ray.shutdown()``: who starts Ray a
-    second time in a process calls this again.
+    Importing this package calls this. ``ray.shutdown()`` clears the names: call this again before
+    starting Ray a second time in the same process.
     """
     from ray.tune.registry import register_env, register_trainable
 
@@ -54,9 +54,9 @@ def register() -> None:
 
 
 def _is_command() -> bool:
-    """True if this process is one of our commands: they register when they need Ray.
+    """Returns whether this process is one of our commands, which register when they need Ray.
 
-    Importing Ray, torch and pandas takes seconds, in which ``rllib --help`` would show nothing.
+    Importing Ray, torch and pandas takes seconds, which would delay ``rllib --help``.
     """
     program = os.path.basename(sys.argv[0]).removesuffix(".exe")
     return program in ("rllib", "qwr") or (program == "-m" and "qwr_rllib.cli" in sys.orig_argv)

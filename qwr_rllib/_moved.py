@@ -1,7 +1,7 @@
 """Modules of release 0.1 under their old names.
 
-Checkpoints of that release name classes by their modules, and scripts import from them. An import
-of an old name gives a module whose attributes are those of the new one, and warns.
+Checkpoints and scripts of that release refer to these names. Importing an old name gives a module
+with the attributes of the new one, and warns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-# By old name, where what was in it is now; of several modules, each in turn.
+# Old name -> modules that now hold its contents, searched in this order.
 MOVED: dict[str, tuple[str, ...]] = {
     "qwr": ("algorithms.qwr", "algorithms.resources"),
     "awr": ("algorithms.awr",),
@@ -74,6 +74,6 @@ class _OldNames(MetaPathFinder):
 
 
 def install() -> None:
-    """Has Python find the old names, after all others."""
+    """Adds a finder of the old names to ``sys.meta_path``, after all others."""
     if not any(isinstance(each, _OldNames) for each in sys.meta_path):
         sys.meta_path.append(_OldNames())

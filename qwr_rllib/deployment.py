@@ -1,11 +1,11 @@
 """A trained policy in one file: raw observations in, the environment's actions out.
 
-Knows neither Ray nor Gymnasium. What a file holds is said by its metadata, a JSON object under
-:data:`METADATA_KEY`: see :func:`describe`.
+Imports neither Ray nor Gymnasium. A file's metadata, a JSON object under :data:`METADATA_KEY`,
+describes its content: see :func:`describe`.
 
     onnx         a graph for ONNX Runtime, which needs neither torch nor this package to act
     torchscript  the same for ``torch.jit.load``, in Python or C++
-    safetensors  the tensors alone, from which :func:`read` makes the policy again
+    safetensors  the tensors alone, from which :func:`read` rebuilds the policy
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ METADATA_KEY = "qwr_rllib"
 OBSERVATION, ACTION, BATCH = "observation", "action", "batch"
 """Names of a graph's input, its output, and their first axis."""
 OPSET = 17
-"""Default version of the ONNX operators; ONNX Runtime has it since 1.12."""
-# What `networks_of` reads; RLlib calls lambda_ "lambda".
+"""Default version of the ONNX operators, supported since ONNX Runtime 1.12."""
+# The keys that `networks_of` reads; RLlib calls lambda_ "lambda".
 LEARNER_DEFAULTS = {
     name.rstrip("_"): field.default for name, field in LearnerConfig.__dataclass_fields__.items()
 }
@@ -49,15 +49,15 @@ def describe(
     env_steps: int | None,
     algorithm: str | None = None,
 ) -> dict[str, Any]:
-    """Describes a policy by plain values that JSON can hold.
+    """Returns the description of a policy, in plain values for JSON.
 
     Args:
-        spec: the shapes that its networks were made for.
-        observation_space: the environment's, a Box.
-        action_space: the environment's, Box or Discrete.
-        config: the ``QWRConfig`` that it was trained with, or its dict.
-        env_steps: environment steps that it was trained for; ``None`` if not known.
-        algorithm: ``"QWR"``, ``"AWR"`` or ``"AWAC"``; by default what the config's parts make.
+        spec: the shapes of its networks.
+        observation_space: the environment's Box.
+        action_space: the environment's Box or Discrete.
+        config: the ``QWRConfig`` of its training, or its dict.
+        env_steps: environment steps of its training; ``None`` if unknown.
+        algorithm: ``"QWR"``, ``"AWR"`` or ``"AWAC"``; by default it follows from the config.
     """
     if algorithm is None:
         parts = config["critic_type"], config["actor_actions"]
@@ -71,7 +71,7 @@ def describe(
         action["n"] = spec.action_dim
     else:
         bounded = bool(np.isfinite(action_space.low).all() and np.isfinite(action_space.high).all())
-        # As RLlib's connectors in an evaluation.
+        # As RLlib's connectors do in an evaluation.
         action["scaled"] = bool(config["normalize_actions"]) and bounded
         action["clipped"] = bool(config["clip_actions"])
         action["low"], action["high"] = action_space.low.tolist(), action_space.high.tolist()
@@ -97,11 +97,11 @@ def describe(
 
 
 class DeployedPolicy(nn.Module):
-    """Acts as the algorithm does in evaluation: normalises, takes the mode, clips and scales.
+    """A policy that acts as in evaluation: normalises, takes the mode, scales and clips.
 
     Args:
-        state: :meth:`~qwr_rllib.learning.networks.QWRNetworks.acting_state`.
-        about: :func:`describe`.
+        state: see :meth:`~qwr_rllib.learning.networks.QWRNetworks.acting_state`.
+        about: see :func:`describe`.
     """
 
     low: Tensor
@@ -121,15 +121,15 @@ class DeployedPolicy(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, observation: Tensor) -> Tensor:
-        """Actions ``(k, *action's shape)`` for raw observations ``(k, *observation's shape)``."""
+        """Returns actions ``(k, *action_shape)`` for raw observations ``(k, *obs_shape)``."""
         return self.to_env(self.networks.actor.mode(self.params(observation)))
 
     def params(self, observation: Tensor) -> Tensor:
-        """Parameters of ``pi(.|s)``, finite ones for an observation with NaN, too."""
+        """Returns the parameters of ``pi(.|s)``; they are finite even if the observation is not."""
         return self.networks.dist_inputs(observation).nan_to_num()
 
     def to_env(self, actions: Tensor) -> Tensor:
-        """The environment's actions for the policy's, as RLlib's connectors make them."""
+        """Converts the policy's actions to the environment's, as RLlib's connectors do."""
         if "n" in self._action:
             return actions.to(self._dtype)
         actions = actions.reshape(-1, *self._action["shape"])
@@ -140,7 +140,7 @@ class DeployedPolicy(nn.Module):
         return actions.to(self._dtype)
 
     def example(self) -> Tensor:
-        """Two observations of zeros."""
+        """Returns two observations of zeros."""
         observation = self.about["observation"]
         return torch.zeros(2, *observation["shape"], dtype=getattr(torch, observation["dtype"]))
 
@@ -150,8 +150,8 @@ def save(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
 
     Args:
         path: the file.
-        state: :meth:`~qwr_rllib.learning.networks.QWRNetworks.acting_state`.
-        about: :func:`describe`.
+        state: see :meth:`~qwr_rllib.learning.networks.QWRNetworks.acting_state`.
+        about: see :func:`describe`.
     """
     # The learner's tensors are views into one vector.
     own = {name: tensor.clone().contiguous() for name, tensor in state.items()}
@@ -159,11 +159,11 @@ def save(path: Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> DeployedPolicy:
-    """The policy that :func:`save` wrote.
+    """Reads a policy that :func:`save` wrote.
 
     Raises:
         OSError: if there is no such file.
-        ValueError: if it is no such file, or one of another release.
+        ValueError: if the file is not such a policy, or of an incompatible release.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -182,20 +182,20 @@ def read(path: Path) -> DeployedPolicy:
 
 
 def save_safetensors(policy: DeployedPolicy, path: Path) -> None:
-    """Writes the tensors alone."""
+    """Writes the policy's tensors and metadata, without a graph."""
     save(path, policy.networks.acting_state(), policy.about)
 
 
 def save_torchscript(policy: DeployedPolicy, path: Path) -> None:
-    """Writes a traced module; its metadata are the extra file :data:`METADATA_KEY`."""
+    """Writes a traced module, with the metadata as the extra file :data:`METADATA_KEY`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that TorchScript is not developed further
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         traced = torch.jit.trace(policy, policy.example())
         torch.jit.save(traced, path, {METADATA_KEY: json.dumps(policy.about)})
 
 
 def save_onnx(policy: DeployedPolicy, path: Path, opset: int = OPSET) -> None:
-    """Writes an ONNX graph with any batch size; its metadata are among the model's properties.
+    """Writes an ONNX graph for any batch size, with the metadata in the model's properties.
 
     Raises:
         ModuleNotFoundError: if the package onnx is missing.

@@ -1,7 +1,7 @@
 """Metrics of a run for Prometheus and the Ray dashboard; see ``docs/metrics.md``.
 
-Each is a number of the algorithm's result, under a name with its unit. Ray puts ``ray_`` before
-the name and ``_total`` behind a counter's.
+Each metric is a number of the algorithm's result; its name contains the unit. Ray adds the prefix
+``ray_`` to every name and the suffix ``_total`` to a counter's.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any, Literal
 from ray.util.metrics import Counter, Gauge
 
 TAGS = ("trial", "environment")
-REFRESH_S = 5.0  # below Ray's interval of 10
+REFRESH_S = 5.0  # below Ray's export interval of 10 s
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of the result that is shown."""
+    """A number of the result that is exported."""
 
     name: str
     path: str
     """Its place in the result: keys joined by ``/``."""
     description: str
     kind: Literal["gauge", "lifetime", "per_iteration"] = "gauge"
-    """A counter takes either the growth of a lifetime's sum or what an iteration adds."""
+    """A counter adds either the growth of a lifetime sum or the value of each iteration."""
     scale: float = 1.0
-    """From the result's unit to the name's."""
+    """Factor from the result's unit to the unit in the name."""
 
     @property
     def exported_name(self) -> str:
@@ -129,10 +129,10 @@ METRICS = (
 
 
 class RunMetrics:
-    """Reports the results of one run, until :meth:`stop`.
+    """The exported metrics of one run, until :meth:`stop`.
 
-    Ray forgets a gauge that was not set since it was last exported, and an iteration takes longer
-    than that: a thread keeps setting them.
+    Ray drops a gauge that was not set since the last export, and an iteration takes longer than an
+    export interval. Therefore a thread keeps setting the gauges.
 
     Args:
         trial: names the run.
@@ -162,11 +162,11 @@ class RunMetrics:
                 gauge.set(value, self._tags)
 
     def stop(self) -> None:
-        """Ends the showing of the last result."""
+        """Stops exporting the last result."""
         self._stopped.set()
 
     def report(self, result: Mapping[str, Any]) -> None:
-        """Shows the numbers of a result; what is missing or not finite is left as it was."""
+        """Exports the numbers of a result; a missing or non-finite one keeps its last value."""
         for metric, gauge in self._gauges.items():
             if (value := _value(result, metric)) is not None:
                 gauge.set(value, self._tags)
@@ -176,7 +176,7 @@ class RunMetrics:
                 continue
             growth = value
             if metric.kind == "lifetime":
-                # Nothing where a restore went back.
+                # Negative after a restore of an earlier state: nothing is added.
                 growth -= self._counted.get(metric, 0.0)
                 self._counted[metric] = value
             if growth > 0:

@@ -11,8 +11,9 @@ import numpy as np
 class Spec:
     """Shapes and types of one environment step, as the learner sees it.
 
-    A continuous action is a float32 vector in the policy's space (each dimension of the
-    environment's range mapped to [-1, 1], samples may lie beyond); a discrete one is its index.
+    A continuous action is a float32 vector in the policy's space: each dimension of the
+    environment's range is mapped to [-1, 1], and samples may lie outside. A discrete action is its
+    index.
     """
 
     obs_shape: tuple[int, ...]
@@ -22,13 +23,13 @@ class Spec:
     discrete: bool
     frame_stack: int = 1
     """Above 1, an observation is this many consecutive frames along its first axis, the newest
-    last; the replay keeps each frame once and stacks again."""
+    last. The replay stores each frame once and rebuilds the stacks."""
     image_max: float | None = None
-    """The value of a full pixel, 1 or 255, of an image of floats."""
+    """The value of a full pixel, 1 or 255, if the observation is an image of floats."""
 
     @property
     def image(self) -> bool:
-        """True if the observation is an image (uint8 or ``image_max``, three axes), no vector."""
+        """Whether the observation is an image: three axes, of uint8 or with ``image_max``."""
         of_pixels = self.obs_dtype == "uint8" or self.image_max is not None
         return of_pixels and len(self.obs_shape) == 3
 
@@ -49,7 +50,7 @@ class Spec:
     def columns(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each replay column, by RLlib's column names.
 
-        ``obs`` is one frame where observations are stacks of them.
+        ``obs`` is one frame if observations are stacks of frames.
 
         ``action_dist_inputs`` are the parameters of ``mu``: the Gaussian's mean, or the logits.
         """

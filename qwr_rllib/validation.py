@@ -1,6 +1,6 @@
-"""Checks of what a user wrote: names, and values of settings. Knows no Ray.
+"""Checks of user input: names, and values of settings. Does not import Ray.
 
-A :class:`Rule` says what is allowed and tells whether a value is. The fields of a dataclass carry
+A :class:`Rule` states which values are allowed and tests a value. The fields of a dataclass carry
 their rules (:func:`setting`), and :func:`check_settings` applies them.
 """
 
@@ -26,7 +26,7 @@ class Rule(NamedTuple):
             raise ValueError(f"{name} must be {self.allowed}, got {value!r}")
 
     def __or__(self, other: Any) -> Rule:
-        """The rule that also allows one other value."""
+        """Returns a rule that also allows one other value."""
         return Rule(
             f"{self.allowed} or {other!r}",
             lambda value: (type(value) is type(other) and value == other) or self.holds(value),
@@ -34,29 +34,29 @@ class Rule(NamedTuple):
 
 
 def is_integer(value: Any) -> bool:
-    """Tells integers from everything else, also from booleans."""
+    """Returns whether a value is an integer; a boolean is not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Tells numbers from everything else, also from booleans."""
+    """Returns whether a value is a number; a boolean is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def integer(low: int) -> Rule:
-    """An integer of at least ``low``."""
+    """Returns the rule for integers of at least ``low``."""
     return Rule(f"an integer >= {low}", lambda value: is_integer(value) and value >= low)
 
 
 def number(low: float, high: float) -> Rule:
-    """A number from ``low`` to ``high``, both allowed."""
+    """Returns the rule for numbers from ``low`` to ``high``, both included."""
     return Rule(
         f"a number in [{low}, {high}]", lambda value: is_number(value) and low <= value <= high
     )
 
 
 def one_of(literal: Any) -> Rule:
-    """One of a ``Literal``'s values."""
+    """Returns the rule for the values of a ``Literal``."""
     values = get_args(literal)
     return Rule(f"one of {', '.join(map(repr, values))}", lambda value: value in list(values))
 
@@ -67,12 +67,12 @@ ANYTHING = Rule("anything", lambda value: True)
 
 
 def setting(default: Any, rule: Rule) -> Any:
-    """A field of a dataclass with a default and a rule."""
+    """Returns a dataclass field with a default and a rule."""
     return field(default=default, metadata={"rule": rule})
 
 
 def required(rule: Rule) -> Any:
-    """A field of a dataclass with a rule and without a default."""
+    """Returns a dataclass field with a rule and without a default."""
     return field(metadata={"rule": rule})
 
 
@@ -81,7 +81,7 @@ def check_settings(settings: Any, where: str = "") -> None:
 
     Args:
         settings: an instance.
-        where: stands before each name in the message, such as ``"offline."``.
+        where: prefix of each name in the message, such as ``"offline."``.
 
     Raises:
         ValueError: naming the field, its value and what is allowed.
@@ -91,7 +91,7 @@ def check_settings(settings: Any, where: str = "") -> None:
 
 
 def did_you_mean(word: str, known: Collection[str], most: int = 2) -> str:
-    """``"; did you mean 'that'?"``, or nothing when no known word is near."""
+    """Returns ``"; did you mean 'that'?"``, or an empty string if no known word is close."""
     by_lower_case = {name.lower(): name for name in known}
     matches = difflib.get_close_matches(word.lower(), by_lower_case, most)
     names = " or ".join(repr(by_lower_case[match]) for match in matches)
@@ -99,10 +99,10 @@ def did_you_mean(word: str, known: Collection[str], most: int = 2) -> str:
 
 
 def from_mapping(cls: Any, values: Mapping[str, Any], where: str) -> Any:
-    """Makes a dataclass from the part of a config that is called ``where``.
+    """Builds a dataclass from ``values``, the part of a config that is called ``where``.
 
     Raises:
-        ValueError: if ``values`` is no mapping, has an unknown key or lacks one.
+        ValueError: if ``values`` is no mapping, has an unknown key or lacks a required one.
     """
     known = [each.name for each in fields(cls)]
     needed = [each.name for each in fields(cls) if each.default is MISSING]

@@ -1,4 +1,4 @@
-"""Releases of packages and the commit that a trial was made with."""
+"""Versions of the packages, and the commit, that a trial ran with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PACKAGES = ("ray", "torch", "numpy", "gymnasium", "mujoco", "ale-py")
 
 
 def versions() -> dict[str, str]:
-    """The releases of this package and of those that results depend on, and the commit if known.
+    """Returns the versions of this package and its main dependencies, and the commit if known.
 
-    For the results of a trial: a report says with it what the trial was made with.
+    A trial's results contain them, so that a report can state what the trial ran with.
     """
     found = {"qwr-rllib": qwr_rllib.__version__}
     if commit := _commit():
@@ -31,13 +31,13 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of this package's checkout, with ``-dirty`` where files differ from it.
+    """Returns the commit of this package's checkout, with ``-dirty`` if files differ from it.
 
-    Of a package installed from a repository the commit that pip noted.
+    For a package that pip installed from a repository, returns the commit that pip recorded.
     """
     folder = Path(qwr_rllib.__file__).parent
     try:
-        # The folder may be inside a repository that is not ours, as that of a user's project.
+        # The folder may be inside another repository, such as a user's project.
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--untracked-files=no", ".")

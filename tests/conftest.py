@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import settings
 
-# A Ray of their own is what many tests start with, on machines that have other work too.
+# Many tests start their own Ray, which can take long on a busy machine.
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
 
-# The tensors here are tiny: threads would only wait for each other.
+# The tensors are too small for threads.
 torch.set_num_threads(1)
 
-# The same examples each time, and no failure for a machine that is busy.
+# The same examples each time, and no time limit, so that a busy machine causes no failure.
 settings.register_profile("steady", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("steady")
 
@@ -25,7 +25,7 @@ def _seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Registers the algorithms again: each module's Ray took the names with it when it ended."""
+    """Registers the algorithms again: the end of a module's Ray clears their names."""
     if "ray" in sys.modules:
         import qwr_rllib
 

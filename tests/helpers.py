@@ -1,4 +1,4 @@
-"""Episodes in which everything is known by formula, and naive ways to read a replay."""
+"""Episodes whose numbers follow from formulas, and naive ways to read a replay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fragment(
     spec: Spec = CONTINUOUS,
     **columns: np.ndarray,
 ) -> Fragment:
-    """Steps ``start`` to ``stop`` of an episode; ``end`` is "terminated", "truncated" or "".
+    """Returns steps ``start`` to ``stop`` of an episode; ``end`` as "terminated", "truncated", "".
 
     Observation (or newest frame) ``(episode, t)``, action ``t + 0.5`` (discrete: ``t`` modulo the
     actions), reward ``t + 1``, all parameters of mu ``-t``.
@@ -51,7 +51,7 @@ def fragment(
 
 
 def steps(episode: int, start: int, stop: int, end: str = "", spec: Spec = CONTINUOUS) -> list:
-    """The transitions that :func:`fragment` of the same arguments holds, as :func:`stored`."""
+    """Returns the transitions of :func:`fragment` with the same arguments, as :func:`stored`."""
     transitions = []
     for t in range(start, stop):
         action = t % spec.action_dim if spec.discrete else t + 0.5
@@ -62,7 +62,7 @@ def steps(episode: int, start: int, stop: int, end: str = "", spec: Spec = CONTI
 
 
 def stored(storage: ReplayStorage) -> list:
-    """All transitions ``((*obs, mu), action, reward, (*next obs, next mu) or None)`` held."""
+    """Returns all stored ``((*obs, mu), action, reward, (*next obs, next mu) or None)``."""
     columns = storage.columns
 
     def state(slot: int) -> tuple:
@@ -86,7 +86,7 @@ def _plain(value):
 
 
 def filled(fragments, spec: Spec = CONTINUOUS, capacity: int = 1000) -> ReplayView:
-    """A view of a store that holds the fragments."""
+    """Returns a view of a store that holds the fragments."""
     storage = ReplayStorage(spec, capacity)
     for each in fragments:
         storage.add(each)
@@ -96,6 +96,6 @@ def filled(fragments, spec: Spec = CONTINUOUS, capacity: int = 1000) -> ReplayVi
 
 
 def slot_of(view: ReplayView, episode: int, t: int) -> int:
-    """Where a row is."""
+    """Returns the slot of a row."""
     obs = view.columns["obs"][view.rows].tolist()
     return int(view.rows[obs.index([episode, t])])

@@ -1,11 +1,12 @@
-"""An environment that writes down what happened in it, and kills whom it is told to.
+"""An environment that records its steps, and kills processes on request.
 
-Each step is a line ``episode step`` in a file of its process. Files in its folder are orders:
+Each step is a line ``episode step`` in a file of its process. Files in its folder are requests:
 
-- ``kill``: the step that finds it removes it and sends SIGKILL to the process that it names, or to
-  its own.
-- ``hang``: the step that finds it removes it and does not return.
-- ``doomed``: every step that finds it kills its own process; ``stillborn``: every start does.
+- ``kill``: the first step that finds this file removes it and sends SIGKILL to the process that the
+  file names, or to its own process.
+- ``hang``: the first step that finds this file removes it and does not return.
+- ``doomed``: every step that finds this file kills its own process.
+- ``stillborn``: every start of an environment that finds this file kills its own process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 
 class Ledger(gym.Env):
-    """Observation ``(episode, step)``; episodes of 30 steps, the odd ones terminated."""
+    """Observation ``(episode, step)``; episodes of 30 steps, odd ones terminated."""
 
     observation_space = gym.spaces.Box(0, 2**24, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -42,7 +43,7 @@ class Ledger(gym.Env):
         return self._obs(), {}
 
     def _new_episode(self) -> int:
-        """A number that no other environment of the folder has: the length of a file."""
+        """Returns a number that no other environment of the folder has: the length of a file."""
         with (self.folder / "episodes").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0, os.SEEK_END)
@@ -60,7 +61,7 @@ class Ledger(gym.Env):
     def _obey(self):
         if (self.folder / "doomed").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        # The order is for one environment: the one that takes the file away.
+        # Only the environment that removes the file obeys it.
         with contextlib.suppress(FileNotFoundError):
             (self.folder / "hang").unlink()
             time.sleep(10_000)
@@ -73,12 +74,12 @@ class Ledger(gym.Env):
 
 
 def written(folder: Path) -> list[tuple[int, int]]:
-    """All steps that environments of this folder made, ``(episode, step)``."""
+    """Returns all steps ``(episode, step)`` that environments of this folder made."""
     lines = [line for path in folder.glob("steps-*") for line in path.read_text().splitlines()]
     return sorted((int(episode), int(t)) for episode, t in map(str.split, lines))
 
 
 def held(arrays: dict[str, np.ndarray]) -> list[tuple[int, int]]:
-    """All rows that a replay's ``state_arrays`` hold."""
+    """Returns all rows that a replay's ``state_arrays`` hold."""
     rows = arrays["column_obs"][arrays["column_kind"] == 1]
     return sorted((int(episode), int(t)) for episode, t in rows)

@@ -32,7 +32,7 @@ def local_ray():
 
 @pytest.fixture(scope="module")
 def breakout():
-    """An algorithm after 600 interactions: some games, and lives lost in them."""
+    """An algorithm after 600 interactions: some games, with lost lives."""
     game = {"game": "breakout", "evaluation_max_episode_steps": 40}
     config = (
         QWRConfig()
@@ -63,7 +63,7 @@ def test_lives_end_trajectories_and_games_end_episodes(breakout):
     terminated = int(view.columns["terminateds"][rows].sum())
     games = len(result["env_runners"]["hist_stats"]["episode_reward"])
     assert terminated >= 5 * games >= 5
-    # Each trajectory brings the three frames before it.
+    # Each trajectory stores the three frames before it.
     assert int((view.kind == Slot.CONTEXT).sum()) == 3 * result["replay"]["num_episodes"]
 
 
@@ -71,7 +71,7 @@ def test_rewards_are_clipped_in_the_replay_and_not_in_the_returns(breakout):
     algo, result = breakout
     rewards = algo.view.columns["rewards"][algo.view.rows]
     assert set(rewards.tolist()) == {0.0, 0.5}
-    # A game's return is its number of bricks here, though lives were lost on the way.
+    # The return is that of the whole game, its number of bricks, although lives were lost.
     returns = result["env_runners"]["hist_stats"]["episode_reward"]
     assert returns
     assert all(each == int(each) for each in returns)
@@ -105,7 +105,7 @@ def evaluate(algo, tmp_path, *options):
 
 
 def assert_shows(path, size, frames):
-    """A video of these frames in which something moves."""
+    """Checks that a video has these frames and that something moves in it."""
     clip = VideoFileClip(str(path))
     assert tuple(clip.size) == size
     shown = [frame.astype(int) for frame in clip.iter_frames()]

@@ -27,7 +27,7 @@ SPECS = pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE], ids=["continuous
 
 
 class PlainAWR(PlainQWR):
-    """Algorithm 1 one minibatch and one state at a time, with autograd."""
+    """Algorithm 1, one minibatch and one state at a time, with autograd."""
 
     def values(self, critic, episode, t):
         with torch.no_grad():
@@ -69,7 +69,7 @@ class PlainAWR(PlainQWR):
 
 
 class PlainAWAC(PlainAWR):
-    """QWR's critic; the advantage of the replay's action over the mean of mu's."""
+    """QWR's critic; the advantage of the replay's action over the mean Q of mu's actions."""
 
     values, backup, scale = PlainQWR.values, PlainQWR.backup, PlainQWR.scale
 
@@ -122,7 +122,7 @@ def test_training_is_the_algorithm(spec, plain, settings):
     used = torch.stack(expected.used_weights)
     assert 0 < metrics["weight_clip_fraction"] < 1
     assert metrics["weight_clip_fraction"] == pytest.approx((used >= 1.4999).float().mean().item())
-    # Over the states of a minibatch, as each has one action.
+    # Over the states of a minibatch, because each state has one action.
     shares = used.sum(-1) ** 2 / (used**2).sum(-1)
     assert metrics["weight_ess"] == pytest.approx(shares.mean().item(), rel=1e-3)
 

@@ -127,7 +127,7 @@ class Stranger:
 
 
 def check(env, *arguments, group=rllib):
-    """Exit code and output, with single spaces."""
+    """Runs `check`; returns its exit code and its output with single spaces."""
     if isinstance(env, type):
         register_env("checked", lambda config: env(config) if env is not Stranger else env())
         env = "checked"

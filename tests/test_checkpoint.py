@@ -1,4 +1,4 @@
-"""A checkpoint's folder: what a save replaces, what it leaves alone, and a death at any moment."""
+"""A checkpoint's folder: what a save replaces, what it keeps, and a kill at any moment."""
 
 import fcntl
 import itertools
@@ -66,7 +66,7 @@ def test_what_is_of_no_checkpoint_is_not_replaced(tmp_path, name):
 
 
 class Killed(BaseException):
-    """Instead of a signal: nothing after the moment is done."""
+    """Simulates a kill: nothing runs after it."""
 
 
 @pytest.mark.parametrize("before", [None, "old"])
@@ -97,7 +97,7 @@ def test_a_death_at_any_moment_leaves_one_whole_checkpoint(tmp_path, monkeypatch
                 break
             except Killed:
                 pass
-        if all((place / name).exists() for name in MARKERS):  # what RLlib alone would take
+        if all((place / name).exists() for name in MARKERS):  # what RLlib would open
             assert texts(place) in states
         finish(place)
         assert texts(place) in states
@@ -105,7 +105,7 @@ def test_a_death_at_any_moment_leaves_one_whole_checkpoint(tmp_path, monkeypatch
         save(place, "next")
         assert texts(place) == ["next"] * len(FILES)
         assert everything(place) == sorted(FILES)
-    # The old one up to some moment, from then on the new one; the moving has a step for each file.
+    # First the old checkpoint, then the new one. The move has a step for each file.
     assert seen == sorted(seen, key=lambda text: text == "new")
     assert seen.count(before) >= 2
     assert seen.count("new") >= len(FILES)
@@ -143,7 +143,7 @@ def test_links_relative_paths_and_parents_that_cannot_be_written(tmp_path, monke
         assert texts(place) == [path] * len(FILES)
     assert (tmp_path / "link").is_symlink()
     assert os.path.samefile(os.getcwd(), place)
-    # Nothing was made or renamed in the parent, which may be read-only or of another disk.
+    # Nothing was created or renamed in the parent, which may be read-only or on another disk.
     assert place.parent.stat().st_mtime_ns == changed
     with opened(type(place)(".")) as folder:
         assert folder == place
@@ -158,12 +158,12 @@ def test_a_file_as_target_stays(tmp_path):
 
 def test_another_writer_is_waited_for(tmp_path):
     with replaced(tmp_path) as folder:
-        # A lock is of an open file: to another thread it is what it is to another process.
+        # Locks belong to open files: they hold between threads as between processes.
         other = threading.Thread(target=save, args=(tmp_path, "other"))
         other.start()
         other.join(0.3)
         assert other.is_alive()
-        assert folder.is_dir()  # not taken for that of a killed process
+        assert folder.is_dir()  # not removed as the rest of a killed process
         write(folder, "own")
     other.join()
     assert texts(tmp_path) == ["other"] * len(FILES)

@@ -1,4 +1,4 @@
-"""The commands, in this process where they end before Ray starts and as subprocesses else."""
+"""The commands: in this process if they end before Ray starts, else as subprocesses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner, Result
-from ray._private.services import psutil  # Ray brings it along
+from ray._private.services import psutil  # Ray contains it
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
@@ -111,7 +111,7 @@ stop = {"training_iteration": 2}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: environments, and the files that train on them."""
+    """A user's folder with environments and the files that train on them."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "neighbour.py").write_text("LENGTH = 20\n")
     (folder / "walking.py").write_text(ENVS)
@@ -125,7 +125,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def assert_refused(result: Result, *parts: str) -> None:
-    """One line, exit code 2, nothing started."""
+    """Checks for one line of error, exit code 2, and nothing started."""
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
@@ -310,7 +310,7 @@ def test_a_gpu_is_taken_where_there_is_one(tmp_path: Path) -> None:
         return check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
 
     experiment = checked("auto")
-    assert experiment.resources == {"CPU": 2.0}  # none is needed
+    assert experiment.resources == {"CPU": 2.0}  # no GPU is needed
     assert experiment.spec_where(gpus=2)["config"]["num_gpus"] == 1
     assert experiment.spec_where(gpus=0)["config"]["num_gpus"] == 0
     assert checked(0).spec_where(gpus=2)["config"]["num_gpus"] == 0
@@ -334,7 +334,7 @@ RESULT = {
 
 def test_row_of_qwr_and_of_an_algorithm_without_its_metrics() -> None:
     stop = {"num_env_steps_sampled_lifetime": 20000, "training_iteration": 1000}
-    # A quarter of the steps took 100 s: 300 s are left, sooner than the 1000 iterations.
+    # A quarter of the steps took 100 s, so 300 s are left: less than for the 1000 iterations.
     assert row(RESULT, stop, 105) == [
         "5", "5000", "45.0", "-3.0", "0.0123", "1.5", "400/300", "0:01:45", "0:05:00",
     ]  # fmt: skip
@@ -353,12 +353,12 @@ def test_return_is_of_the_episodes_that_ended_in_the_iteration(
 
 
 class FakeTrial:
-    """What a callback of Tune sees of a trial."""
+    """The part of a trial that a callback of Tune reads."""
 
     latest_checkpoint_result = None
 
     def __init__(self, number: int, seed: int | None = None) -> None:
-        self.trial_id = f"abcde_{number:05d}"  # as Tune's
+        self.trial_id = f"abcde_{number:05d}"  # as in Tune
         self.experiment_tag = f"{number}" if seed is None else f"{number}_seed={seed}"
 
     def __str__(self) -> str:
@@ -394,7 +394,7 @@ def test_rows_fit_a_terminal_and_say_which_trial(count: int) -> None:
     assert [line.split()[: len(begin)] for line, begin in zip(rows, first, strict=True)] == first
     for line in rows:
         assert "1234 12345678 -12345.6 " in line
-        assert len(line.split()) == 9  # the trial in the place of the actor's loss
+        assert len(line.split()) == 9  # the trial replaces the actor's loss
         assert "2222/2222" in line
 
 
@@ -434,7 +434,7 @@ def test_python_file_may_import_its_neighbours(project: Path) -> None:
 def running(
     project: Path, *arguments: object, prefix: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[str]]:
-    """A command in a process group of its own, as a shell starts it."""
+    """Runs a command in its own process group, as a shell does."""
     command = [*prefix, sys.executable, "-m", "qwr_rllib.cli", *map(str, arguments)]
     process = subprocess.Popen(
         command,
@@ -453,7 +453,7 @@ def running(
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
-    """Reads the output until a line that matches."""
+    """Reads the output until a line matches; returns the match."""
     assert process.stdout is not None
     read = []
     for line in process.stdout:
@@ -486,7 +486,7 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [resume] = re.findall(r"^Resume: (.*)", output, re.MULTILINE)
     assert resume.startswith(f"rllib train file {project.name}/walk.yaml")
     assert resume.endswith("--resume")
-    # Iterations that ended after the signal was sent.
+    # Includes iterations that ended after the signal was sent.
     last = ["3", *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1]
 
     with running(project, *train_walk(project, results, "--resume")) as process:
@@ -503,7 +503,7 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     end = int(done) + 20
     stop = json.dumps({"training_iteration": end})
     with running(project, *train_walk(project, results, "--resume", "--stop", stop)) as process:
-        # The kill costs about the last second: of the 10 iterations some are there.
+        # The kill loses about the last second: some of the 10 iterations are kept.
         [after] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert int(done) < int(after) < end
         wait_for(process, rf"^ *{int(after) + 1} +{40 * int(after) + 40} ")
@@ -520,7 +520,7 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_gone(processes: list[psutil.Process]) -> None:
-    """None of them outlives the command."""
+    """Checks that no process outlives the command."""
 
     def alive(process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -540,8 +540,8 @@ def test_interrupt_kill_resume(trained: Path) -> None:
 def test_timeout_ends_a_run_with_a_checkpoint(project: Path, tmp_path: Path) -> None:
     with running(project, *train_walk(project, tmp_path), prefix=["timeout", "3600"]) as process:
         wait_for(process, r"^ *2 +80 ")
-        # `timeout` does the same as when its time is over: SIGTERM to the command, and once more
-        # to all of the process group.
+        # `timeout` now does what it does at the end of its time: it sends SIGTERM to the command,
+        # and then to the whole process group.
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=300)
     assert "Interrupted: waiting" in output, output + errors
@@ -566,7 +566,7 @@ def test_a_second_interrupt_ends_at_once(
     with interruption.installed():
         signal.raise_signal(number)
         assert interruption.requested
-        signal.raise_signal(number)  # the same one, passed on by what started this process
+        signal.raise_signal(number)  # the same signal, forwarded by the parent process
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
     assert signal.getsignal(number) is before
@@ -615,7 +615,7 @@ def test_evaluate(project: Path, trained: Path, tmp_path: Path) -> None:
     written = json.loads(out.read_text())
     assert written["checkpoint"] in result.stdout
 
-    # The same by hand: the mode action, from the policy's [-1, 1] to the environment's [-2, 6].
+    # Compute by hand: the mode action, from the policy's [-1, 1] to the environment's [-2, 6].
     policy = Policy.from_checkpoint(written["checkpoint"])["default_policy"]
     env = gym.make("CliWalk-v0")
     for number, episode in enumerate(written["episodes"]):
@@ -658,7 +658,7 @@ def test_evaluate_stops_after_steps_and_writes_csv(
 
 
 class Stander:
-    """Acts without a policy."""
+    """An agent without a policy."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Box(-2, 6, (1,), np.float32)

@@ -1,4 +1,4 @@
-"""The files of ``cluster/``, as far as they can be tried without a cloud."""
+"""The files of ``cluster/``, as far as they can be tested without a cloud."""
 
 import json
 import os
@@ -23,7 +23,7 @@ CLUSTER = ROOT / "cluster"
 IMAGE = "registry.example.com/qwr-rllib:latest"
 
 # The fields of KubeRay's custom resources (ray.io/v1, KubeRay 1.6) and of pods that the manifests
-# use, with their types; a field that is not here is not known to exist.
+# use, with their types; any other field is an error.
 TEXT = {"type": "string", "minLength": 1}
 COUNT = {"type": "integer", "minimum": 0}
 
@@ -105,7 +105,7 @@ def test_launcher_files_are_what_ray_takes(name):
     validate_config(prepare_config(dict(config)))
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         validate_config(prepare_config(config | {"max_worker": 2}))
-    # The token comes as a file, authentication is on, and the dashboard is the head's alone.
+    # The token is a file, authentication is on, and the dashboard is reachable on the head only.
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
     for command in starts:
@@ -218,7 +218,7 @@ def test_the_slurm_script_starts_a_cluster_with_a_token(tmp_path, code):
     assert len((tmp_path / ".ray" / "auth_token").read_text()) == 64
 
 
-# Runs the command and, as `ray symmetric-run`, is ended by a signal with the command unsaved.
+# Runs the command; a signal ends this, like `ray symmetric-run`, before the command has saved.
 RUN = """#!/usr/bin/env python3
 import signal, subprocess, sys
 
@@ -264,7 +264,7 @@ def test_the_interrupt_before_a_slurm_jobs_end_reaches_the_command_alone(tmp_pat
     assert set(tmp_path.iterdir()) == before  # nothing is left behind
 
 
-# Job b begins to make a token while job a does, and ends that when job a has started Ray.
+# Jobs a and b create a token at the same time; b finishes after a has started Ray.
 OD = """#!/bin/bash
 if [[ $JOB == a ]]; then
   until [[ -e $HOME/began ]]; do sleep 0.05; done
@@ -323,7 +323,7 @@ def test_grafana_and_the_alerts_know_the_metrics():
     expressions = [
         target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])
     ]
-    # Each metric has its place, and each place its metric.
+    # The dashboard shows each metric and no unknown one.
     assert used_metrics(" ".join(expressions)) == exported
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     assert {each["name"] for each in dashboard["templating"]["list"]} == set(TAGS)

@@ -1,4 +1,4 @@
-"""Policies in files of their own act as their checkpoints do in evaluation."""
+"""Exported policies act as their checkpoints do in evaluation."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ def run(*arguments: object) -> Result:
 
 
 def resets(kind: str, agent: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """First observations of 40 episodes, and what an agent does."""
+    """Returns the first observations of 40 episodes, and an agent's actions there."""
     config = KINDS[kind]
     observations, actions = [], []
     with contextlib.closing(make_env(config.algo_class, config)) as env:
@@ -64,7 +64,7 @@ def algorithm_of(config: Any) -> QWR:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
-    """A checkpoint of each kind, whose policy takes both actions or both ends of the range."""
+    """A checkpoint of each kind, whose policy uses both actions or both ends of the range."""
     ray.init(address="local", num_cpus=1, include_dashboard=False)
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, config in KINDS.items():
@@ -74,7 +74,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
         if name != "image":
             params = policy.dist_inputs(resets(name)[0])
             weights = policy.get_weights()
-            scale = 2 / params.std()  # of its mean, or of its logits, beyond the ends of [-1, 1]
+            scale = 2 / params.std()  # moves means or logits beyond [-1, 1]
             weights["actor.head.weight"] = weights["actor.head.weight"] * scale
             weights["actor.head.bias"] = (weights["actor.head.bias"] - params.mean(0)) * scale
             policy.set_weights(weights)
@@ -84,13 +84,13 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
             policy.export_model(str(folder / "by_rllib"))
         algo.stop()
     ray.shutdown()
-    qwr_rllib.register()  # which Ray has forgotten
+    qwr_rllib.register()  # `ray.shutdown()` cleared the names
     return {path.name: path for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoints, tmp_path_factory) -> dict[tuple[str, str], Path]:
-    """Every checkpoint in every format; no Ray is started for it."""
+    """Every checkpoint in every format, exported without Ray."""
     folder = tmp_path_factory.mktemp("exported")
     made = {}
     for kind in KINDS:
@@ -105,12 +105,12 @@ def exported(checkpoints, tmp_path_factory) -> dict[tuple[str, str], Path]:
 
 @pytest.fixture(scope="module")
 def played(checkpoints) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Observations, and the actions of the checkpoint's evaluation."""
+    """Observations, and the actions of the checkpoint in evaluation."""
     return {kind: resets(kind, load_checkpoint(checkpoints[kind])[2]) for kind in KINDS}
 
 
 def acts(path: Path, form: str, observations: np.ndarray) -> tuple[np.ndarray, dict]:
-    """The actions of an exported policy, and its metadata."""
+    """Returns the actions of an exported policy, and its metadata."""
     if form == "onnx":
         session = onnxruntime.InferenceSession(path)
         [actions] = session.run(["action"], {"observation": observations})

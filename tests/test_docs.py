@@ -1,9 +1,9 @@
 """The documentation: its links, its Python, its numbers.
 
-A Python block is run unless the line before it says why not, ``<!-- not run: why -->``. A line
-``<!-- run as: "a" -> "b"; ... -->`` replaces parts of it, so that it takes seconds. The blocks of a
-page share their names, as in one session. Tune is not run: a sweep's blocks are run to the point
-where it would start.
+A Python block is run unless the line before it is ``<!-- not run: why -->``. A line
+``<!-- run as: "a" -> "b"; ... -->`` replaces parts of the block, so that it takes seconds. The
+blocks of a page share their names, as in one session. Tune is not run: a sweep's blocks are run up
+to the point where Tune would start.
 """
 
 import csv
@@ -25,7 +25,7 @@ REPLACEMENT = re.compile(r'"([^"]*)" -> "([^"]*)"')
 
 
 def blocks(text: str) -> list[str]:
-    """The Python of a page as it is run."""
+    """Returns the Python blocks of a page as they are run."""
     found = []
     for block in BLOCK.finditer(text):
         mark, code = block["mark"] or "", block["code"]
@@ -39,7 +39,7 @@ def blocks(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    """Returns the anchors of a page's headings, as GitHub and MkDocs make them."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
     plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title) for title in titles]
@@ -47,7 +47,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(page: Path) -> list[str]:
-    """The relative links of a page that lead nowhere."""
+    """Returns the broken relative links of a page."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     broken = []
     for link in LINK.finditer(text):
@@ -96,7 +96,7 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_table_of_results_is_that_of_the_report():
-    """docs/results.md and README.md state what results/table1 has, rounded."""
+    """docs/results.md and README.md state the numbers of results/table1, rounded."""
     report = (ROOT / "results/table1/report/tables/final_scores.csv").read_text()
     rows = [row for row in csv.DictReader(report.splitlines()) if "logsumexp" in row["group"]]
     assert len(rows) == 4

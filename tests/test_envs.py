@@ -1,4 +1,4 @@
-"""The Atari-100k protocol on the real games, and what becomes of their steps in a worker."""
+"""The Atari-100k protocol on the real games, and their steps in a rollout worker."""
 
 import gymnasium as gym
 import numpy as np
@@ -19,7 +19,7 @@ from qwr_rllib.sampling.worker import fragments_of
 
 
 def play(env, steps, seed=0):
-    """Random actions; all that the environment gave, and the first observation."""
+    """Plays random actions; returns all results of the steps, and the first observation."""
     observation, _ = env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     given = [env.step(rng.integers(env.action_space.n)) for _ in range(steps)]
@@ -27,7 +27,7 @@ def play(env, steps, seed=0):
 
 
 def settings(env):
-    """The keyword arguments of the wrappers, and of the game itself."""
+    """Returns the keyword arguments of the wrappers and of the game itself."""
     found = dict(env.spec.kwargs)
     while isinstance(env, gym.Wrapper):
         found |= getattr(env, "_saved_kwargs", {})
@@ -43,7 +43,7 @@ def test_the_protocol():
     assert made["repeat_action_probability"] == 0
     assert (made["frameskip"], made["frame_skip"], made["noop_max"]) == (1, 4, 30)
     assert made["grayscale_obs"]
-    assert not made["terminal_on_life_loss"]  # the game would be reset with each life
+    assert not made["terminal_on_life_loss"]  # it would reset the game at each lost life
     assert made["max_episode_steps"] == 2000
     evaluation = make_atari({"game": "breakout", "evaluation": True})
     assert settings(evaluation)["max_episode_steps"] == 27_000
@@ -141,7 +141,7 @@ def policy_for(observation_shape, **training):
 
 
 def batch_of(frames, rewards, lost=()):
-    """Steps of one episode through the frames, whose first is repeated before it."""
+    """Returns the steps of an episode through the frames; the first stack repeats its frame."""
     stacks = np.stack([np.stack([frames[max(t - 1, 0)], frames[t]]) for t in range(len(frames))])
     steps = len(rewards)
     return SampleBatch(
@@ -174,7 +174,7 @@ def test_fragments_keep_each_frame_once_and_end_with_a_life():
     assert first.rewards.tolist() == [0, 1, -1]
     assert second.rewards.tolist() == [0.5, 0, 1]
     assert first.episode == second.episode
-    # Another process, started with the same seed, may number an episode the same.
+    # Another process with the same seed may give an episode the same number.
     [other, _] = fragments_of(policy_for((2, 20, 20)), batch)
     assert other.episode != first.episode
     assert second.action_dist_inputs[:3].tolist() == [[9, 10, 11], [12, 13, 14], [15, 16, 17]]
@@ -218,7 +218,7 @@ def test_preprocessing_is_gymnasiums():
 
 
 class Shapes(gym.Env):
-    """Observations of the given shapes, one after the other."""
+    """An environment with observations of the given shapes, in order."""
 
     observation_space = gym.spaces.Box(-1, 1, (2, 2))
     action_space = gym.spaces.Discrete(2)

@@ -1,4 +1,4 @@
-"""What is lost when a process is killed, and what is not: SIGKILL in the middle of runs."""
+"""What the kill of a process loses, and what it does not: SIGKILL in the middle of runs."""
 
 import asyncio
 import os
@@ -40,7 +40,7 @@ TINY = {
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     patch = pytest.MonkeyPatch()
-    # Workers and drivers of the cluster import what is in this folder.
+    # Workers and drivers of the cluster import modules of this folder.
     patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)
     context = ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
     register_env("ledger", Ledger)
@@ -83,7 +83,7 @@ def state(algo) -> dict[str, np.ndarray]:
 
 
 def assert_same_rows(lost: dict[str, np.ndarray], refilled: dict[str, np.ndarray]) -> None:
-    """Every array of two stores is the same, but for the order of the free slots."""
+    """Checks that two stores have the same arrays, except for the order of free slots."""
     assert lost.keys() == refilled.keys()
     for name in lost.keys() - {"free"}:
         np.testing.assert_array_equal(lost[name], refilled[name], err_msg=name)
@@ -91,7 +91,7 @@ def assert_same_rows(lost: dict[str, np.ndarray], refilled: dict[str, np.ndarray
 
 
 def assert_ends(arrays: dict[str, np.ndarray]) -> None:
-    """Odd episodes are terminated by their last step, the others are cut there by a limit."""
+    """Checks that odd episodes terminate at their last step and even ones are truncated there."""
     rows = arrays["column_kind"] == Slot.ROW
     episodes, times = arrays["column_obs"][rows].T
     assert {0, 1} == set(episodes[times == 29] % 2)
@@ -101,7 +101,7 @@ def assert_ends(arrays: dict[str, np.ndarray]) -> None:
 
 
 def assert_nothing_lost(algo, folder: Path, environments: int = 1) -> None:
-    """The replay has each step that was made, once, but for the one that RLlib is ahead."""
+    """Checks that the replay has each step once, except the one that RLlib makes in advance."""
     arrays = state(algo)
     rows, steps = held(arrays), written(folder)
     assert_ends(arrays)
@@ -122,21 +122,21 @@ def test_the_replay_is_refilled_row_by_row(build):
     result = algo.train()
     assert result["replay"]["num_restarts_lifetime"] == 1
     assert result["num_env_steps_sampled_lifetime"] == 400
-    # Each row counted once into the observation statistics.
+    # The observation statistics count each row once.
     assert algo.learner.networks.normalizer.count.item() == 400
 
 
 def test_rows_that_the_view_lacks_are_sent_again(build, tmp_path):
     algo = build()
     algo.train()
-    algo._collect()  # 100 rows more, known to the replay and to the worker only
+    algo._collect()  # 100 more rows, which only the replay and the worker have
     lost = state(algo)
     os.kill(pid_of(algo.replay), signal.SIGKILL)
     algo._update_view()
     assert algo.view.num_rows == 200
     assert_same_rows(lost, state(algo))
     assert_nothing_lost(algo, tmp_path)
-    # The next round's rows are not mixed up with these.
+    # The next round's rows are not mixed with these.
     assert algo.train()["replay"]["num_rows"] == 300
     assert_nothing_lost(algo, tmp_path)
 
@@ -206,7 +206,7 @@ def test_environments_of_one_folder_number_their_episodes_as_one(tmp_path):
 
 
 class Slow:
-    """A replay that takes its time; it remembers how many adds were under way at once."""
+    """A slow replay that records how many adds ran at the same time."""
 
     def __init__(self):
         self.now = self.most = 0
@@ -228,14 +228,14 @@ def test_a_worker_waits_for_the_replay_and_says_how_long(build):
     receipts = [collect(worker, slow, round_number=0, policy_version=0) for _ in range(3)]
     assert all(receipt.blocked_s >= 0.2 for receipt in receipts)
     assert ray.get(slow.most_at_once.remote()) == 1
-    # Kept are the rows of the round, and no others.
+    # The worker keeps the rows of this round only.
     again = resend(worker, slow, round_number=0)
     assert again.num_rows_stored == sum(receipt.num_rows_stored for receipt in receipts)
     assert resend(worker, slow, round_number=1).num_rows_stored == 0
 
 
 class Mortal:
-    """A replay that does not survive its first question."""
+    """A replay that dies at its first call."""
 
     def update(self, uid, since):
         os._exit(1)
@@ -252,7 +252,7 @@ def test_a_replay_that_keeps_dying_ends_the_run():
 
 
 def test_a_restore_with_overlapped_rows_neither_loses_nor_repeats_them(build, tmp_path):
-    """A checkpoint has the next iteration's rows already; they are collected once."""
+    """The checkpoint already has the next iteration's rows; they are collected once."""
     algo = build(num_env_runners=1, overlap_sampling=True)
     algo.train()
     algo.save(str(tmp_path / "checkpoint"))
@@ -262,7 +262,7 @@ def test_a_restore_with_overlapped_rows_neither_loses_nor_repeats_them(build, tm
     result = restored.train()
     assert result["num_env_steps_sampled_lifetime"] == 200
     assert result["replay"]["policy_age"] == 10
-    # 200 rows were seen by the learner, each once.
+    # The learner saw 200 rows, each once.
     assert restored.learner.networks.normalizer.count.item() == 200
 
 
@@ -277,7 +277,7 @@ def test_an_empty_store_is_refilled_too():
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
     class Ordering(tune.Callback):
-        """Has the trial's process killed in its third iteration, once."""
+        """Requests once that the trial's process be killed in its third iteration."""
 
         def on_trial_result(self, iteration, trials, trial, result, **info):
             results.append(result)
@@ -285,8 +285,8 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
                 (tmp_path / "ordered").touch()
                 (tmp_path / "kill").write_text("")
 
-    # From here, not from result.json: on a restart Ray takes back what it has stored of that file,
-    # which on a busy machine is less than what was in it.
+    # Collect the results here, not from result.json: on a restart, Ray restores its stored copy of
+    # that file, which can lack lines on a busy machine.
     results = []
     (trial,) = tune.run_experiments(
         {
@@ -308,7 +308,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(tmp_path):
     assert [each["replay"]["num_rows"] for each in results] == [100, 200, 300, 400]
     assert [each["learner"]["num_actor_updates_lifetime"] for each in results] == [10, 20, 30, 40]
     assert len({each["pid"] for each in results}) == 2
-    # The steps that the dead process made after its last checkpoint are the only ones made again.
+    # Only the steps that the dead process made after its last checkpoint are repeated.
     with np.load(Path(trial.checkpoint.path) / "replay.npz") as arrays:
         rows = held(arrays)
     assert len(set(rows)) == 400
@@ -357,7 +357,7 @@ algo.save(str(place))
 
 @pytest.mark.parametrize(("when", "iterations"), [("writing", 1), ("moving", 2)])
 def test_a_driver_killed_while_it_saves(build, tmp_path, cluster, when, iterations):
-    """Before the new checkpoint is complete the old one is there, afterwards the new one."""
+    """Until the new checkpoint is complete the old one is valid, then the new one."""
     address = cluster.address_info["address"]
     process = subprocess.run(
         [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path, address, when],
@@ -367,7 +367,7 @@ def test_a_driver_killed_while_it_saves(build, tmp_path, cluster, when, iteratio
     assert process.returncode == -signal.SIGKILL, process.stderr
     place = tmp_path / "checkpoint"
     restored = build()
-    restored.restore(str(place))  # Tune's, which knows only RLlib's files
+    restored.restore(str(place))  # as Tune does, which knows only RLlib's files
     assert len(held(state(restored))) == 100 * iterations
     assert restored.train()["num_env_steps_sampled_lifetime"] == 100 * (iterations + 1)
     restored.save(str(place))

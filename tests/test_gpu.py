@@ -1,6 +1,6 @@
-"""The learner on a GPU, where there is one: the numbers of the CPU, in every form.
+"""The learner on a GPU, if there is one, gives the numbers of the CPU in every form.
 
-Needs no Ray: ``pytest --noconftest tests/test_gpu.py`` where it is not installed.
+Needs no Ray: without it, run ``pytest --noconftest tests/test_gpu.py``.
 """
 
 import itertools
@@ -34,7 +34,7 @@ FORMS = {
 
 
 def pair(kind, **kwargs):
-    """The same learner and rows on the CPU and on the GPU."""
+    """Returns the same learner and rows on the CPU and on the GPU."""
     spec = KINDS[kind]
     fragments = films() if kind == "images" else episodes(spec)
     networks = {}
@@ -89,7 +89,7 @@ def test_a_restored_learner_goes_on_as_if_nothing_had_been(form):
     state = learner.state_dict()
     position = view.position
     expected = trained(learner, view)
-    learner.train(view)  # its graphs exist; what they know must not
+    learner.train(view)  # its graphs stay; they must use the state loaded below
     learner.load_state_dict(state)
     view.position = position
     torch.testing.assert_close(trained(learner, view), expected)

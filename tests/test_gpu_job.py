@@ -1,4 +1,4 @@
-"""What a GPU machine without OpenCV uses instead of it."""
+"""The stand-in for OpenCV on a GPU machine without it."""
 
 import importlib.util
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_frames_are_shrunk_as_opencv_shrinks_them(stand_in, shape, size):
         expected = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
         assert found.shape == expected.shape
         off = np.abs(found.astype(int) - expected)
-        assert off.max() <= 1  # a half is rounded up or down
+        assert off.max() <= 1  # halves may be rounded up or down
         assert (off > 0).mean() < 0.01
 
 

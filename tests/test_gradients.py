@@ -26,16 +26,16 @@ CRITIC_LOSS = losses.critic_loss, losses.critic_loss_gradient
 
 
 def both(module, loss, loss_gradient, inputs, targets, kind, compiler=None):
-    """Gradient and outputs by hand and by autograd."""
+    """Compares gradient and outputs with autograd's."""
     size = sum(parameter.numel() for parameter in module.parameters())
     by_hand, by_autograd = torch.full((size,), 7.0), torch.full((size,), -7.0)
     gradient = gradient_of(module, loss, loss_gradient, by_hand, compiler)
     assert type(gradient) is kind
-    # Twice: buffers of an earlier minibatch must not show.
+    # First another minibatch: its buffers must not affect the next one.
     gradient([torch.zeros_like(each) for each in inputs], targets)
     found = gradient(inputs, targets)
     expected = AutogradGradient(module, loss, by_autograd)(inputs, targets)
-    # Compiled sums are of another order, which each kind of processor rounds differently.
+    # Compiled sums have another order, so that rounding differs, also among processors.
     tolerance = {"rtol": 5e-6, "atol": 1e-5} if kind is KernelCriticGradient else {}
     torch.testing.assert_close(by_hand, by_autograd, **tolerance)
     torch.testing.assert_close(found, expected, **tolerance)
@@ -54,7 +54,7 @@ def networks(discrete, action_dim=3, **kwargs):
 
 
 def lively(module):
-    """The module with all that starts at 0, near it or at 1 far from there."""
+    """Moves the module's parameters away from initial values of about 0 or 1."""
     for name, parameter in module.named_parameters():
         if parameter.dim() == 1 or name.startswith("head"):
             nn.init.normal_(parameter)
@@ -77,14 +77,14 @@ def test_critic(discrete, post):
 
 
 def lively_critic(action_dim):
-    """A critic all of whose gate's parameters matter."""
+    """Returns a critic in which all parameters of the gate have an effect."""
     critic = networks(False, action_dim).critic
     for parameter in [*critic.norm.parameters(), critic.embed.bias, *critic.head.parameters()]:
         nn.init.normal_(parameter)
     return critic
 
 
-@pytest.mark.parametrize("action_dim", [1, 3, 5])  # three dimensions are taken at once
+@pytest.mark.parametrize("action_dim", [1, 3, 5])  # the kernel handles three dimensions at once
 def test_the_gradient_of_the_compiled_gate(action_dim):
     gradient = both(
         lively_critic(action_dim),
@@ -102,7 +102,7 @@ def test_the_values_of_the_compiled_gate(action_dim):
     critic = lively_critic(action_dim)
     features, actions = torch.randn(7, 24), 5 * torch.randn(7, 4, action_dim)
     found = gate_kernel(critic).q_values(features, actions)
-    # The head's sum is of numbers near 1, times q_scale: so are its rounding errors.
+    # The head sums numbers near 1, times q_scale: its rounding errors scale likewise.
     expected = critic.q_values(features, actions)
     torch.testing.assert_close(found, expected, rtol=5e-6, atol=1e-6 * critic.q_scale)
 
@@ -132,7 +132,7 @@ def test_the_compiled_adam(clip):
     ours = torch.randn(100)
     theirs = ours.clone().requires_grad_()
     adam = torch.optim.Adam([theirs], lr=1e-2)
-    # The state that the function takes is the one that the optimizer makes at its first step.
+    # The function needs the state that the optimizer creates at its first step.
     optimizer = torch.optim.Adam([ours], lr=1e-2)
     ours.grad, theirs.grad = (torch.ones(100) for _ in range(2))
     optimizer.step()
@@ -149,7 +149,7 @@ def test_the_compiled_adam(clip):
 
 
 def test_the_compiled_adam_keeps_no_denormal_numbers():
-    """A unit that no input activates any more has no gradient; its moments shrink."""
+    """A unit that no input activates has no gradient; its moments shrink."""
     weights, gradient = torch.ones(3), torch.tensor([0.0, 1e-3, 1e-30])
     optimizer = torch.optim.Adam([weights], lr=1e-2)
     weights.grad = torch.full((3,), 1e-18)

@@ -1,4 +1,4 @@
-"""A bare machine with torch and numpy can train: these modules need neither Ray nor Gymnasium."""
+"""Training is possible with torch and numpy alone: these modules need no Ray or Gymnasium."""
 
 import importlib
 import re
@@ -57,7 +57,7 @@ ROOMS = ["specs", "learning", "replay", "sampling", "algorithms"]
 
 
 def test_imports_point_one_way():
-    """A room imports rooms before it alone; nothing imports the command line but itself."""
+    """A part imports only parts before it, but learning and replay each other; none imports cli."""
     package = Path(__file__).parents[1] / "qwr_rllib"
     for file in package.rglob("*.py"):
         room = file.relative_to(package).parts[0].removesuffix(".py")

@@ -44,7 +44,7 @@ def learner_for(spec, seed=0, networks=None, **kwargs):
 
 
 def episodes(spec, ends=ENDS):
-    """Fragments whose observation names the row, with random rewards, actions and mu."""
+    """Returns fragments whose observation names the row, with random rewards, actions and mu."""
     rng = np.random.default_rng(0)
     made = []
     for episode, end in enumerate(ends):
@@ -72,7 +72,7 @@ PICTURES = Spec((3, 20, 20), "uint8", action_dim=3, discrete=True, frame_stack=3
 
 
 def films():
-    """Episodes of random frames, whose first two pixels name the row."""
+    """Returns episodes of random frames, whose first two pixels name the row."""
     rng = np.random.default_rng(1)
     made = []
     for each in episodes(DISCRETE):
@@ -87,7 +87,7 @@ def view_of(spec):
 
 
 class ScriptedView(ReplayView):
-    """Draws from one fixed sequence of rows, whatever the sizes in which it is asked."""
+    """A view that draws from one fixed sequence of rows, whatever the size of each draw."""
 
     def __init__(self, fragments, spec):
         super().__init__(spec, 1000)
@@ -105,13 +105,13 @@ class ScriptedView(ReplayView):
 
 
 def evenly(params, n, generator=None):
-    """Actions around the mean at fixed distances, in place of samples."""
+    """Returns actions at fixed distances from the mean, in place of samples."""
     distances = torch.linspace(-0.7, 1.1, n, device=params.device)
     return params.unsqueeze(-2) + distances.unsqueeze(-1), None
 
 
 def scripted(spec, networks=None, fragments=None, **kwargs):
-    """A learner and a view without any randomness."""
+    """Returns a learner and a view without randomness."""
     learner = learner_for(spec, networks=networks, **kwargs)
     if not spec.discrete:
         learner.actor.proposals = evenly
@@ -126,7 +126,7 @@ def weights(module):
 def test_the_losses_of_a_minibatch_are_those_of_its_step(spec):
     learner, view = scripted(spec, n_critic_steps=1, n_actor_steps=1)
     critic_loss, actor_loss = learner.losses(view, view.script[:16])
-    # The actor first: its weights are from the critic as it is.
+    # Train the actor first: its weights depend on the critic, which must not change before.
     assert learner.train_actor(view)["actor_loss"] == pytest.approx(actor_loss.item(), rel=1e-4)
     view.position = 0
     assert learner.train_critic(view)["critic_loss"] == pytest.approx(critic_loss.item(), rel=1e-4)
@@ -136,7 +136,7 @@ def test_the_losses_of_a_minibatch_are_those_of_its_step(spec):
 
 
 class PlainQWR:
-    """Algorithm 2 one minibatch and one state at a time, with autograd."""
+    """Algorithm 2, one minibatch and one state at a time, with autograd."""
 
     def __init__(self, learner, view, fragments):
         self.config = learner.config
@@ -158,7 +158,7 @@ class PlainQWR:
         return self.networks.normalize(torch.from_numpy(np.stack(stack)))[0]
 
     def proposals(self, episode, t):
-        """Actions at a state and their probabilities."""
+        """Returns actions at a state and their probabilities."""
         mu = torch.from_numpy(self.data[episode].action_dist_inputs[t])
         if self.spec.discrete:
             return torch.arange(self.spec.action_dim), mu.softmax(-1)
@@ -194,7 +194,7 @@ class PlainQWR:
         return mixed
 
     def scale(self, target_critic, minibatch):
-        """Spread of all next Q-values of a minibatch."""
+        """Returns the spread of all next Q-values of a minibatch."""
         if self.config.q_spread == "none":
             return 1.0
         values = []
@@ -283,7 +283,7 @@ class PlainQWR:
     ids=["defaults", "max", "mean", "clipped", "std", "abs", "none", "not compiled"],
 )
 def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
-    monkeypatch.setattr(evaluation, "MAX_TILE", 4)  # several tiles, the last one not whole
+    monkeypatch.setattr(evaluation, "MAX_TILE", 4)  # several tiles, the last one incomplete
     learner, view = scripted(spec, **kwargs)
     plain = PlainQWR(learner, view, episodes(spec))
     before = weights(learner.critic), weights(learner.actor)
@@ -364,7 +364,7 @@ def test_threads_change_nothing(spec, settings, monkeypatch):
     monkeypatch.setattr(threads_module, "PATIENCE_S", math.inf)
     found = []
     for threads in (1, 2, 3):
-        # Of a size at which threads do share.
+        # Large enough for threads to share the work.
         networks = networks_for(
             spec, hiddens=(256, 256), critic_type=settings.get("critic_type", "q")
         )
@@ -409,7 +409,7 @@ def test_the_image_kernel_gives_what_the_networks_normalise(spec):
     frames = view.columns["obs"]
     frames.copy_(torch.randint(0, 256, frames.shape))
     view.prev = torch.randint(0, len(frames), (len(frames),))
-    for count in (7, 3):  # the second in the memory of the first
+    for count in (7, 3):  # the second uses the memory of the first
         slots = torch.randint(0, len(frames), (count,))
         found = learner._inputs.of(view, slots)
         expected = learner.networks.normalize(view.observations(slots))

@@ -1,9 +1,9 @@
-"""Whole iterations without Ray, on tasks that a broken part of the algorithm does not solve.
+"""Whole iterations without Ray, on tasks that the algorithm solves only if all its parts work.
 
-Two tasks pay a little at once for going away from the goal, and enough for everything only at
-the goal, which is further away than the margin: it takes targets that bootstrap from values of
-later states, and weights that prefer the better action. The third is seen in frames, of which one
-alone does not tell what to do.
+Two tasks give a small reward at once for moving away from the goal, and a large one only at the
+goal, which is further away than the margin. To solve them, targets must bootstrap from values of
+later states, and weights must prefer the better action. The third task has frames as observations;
+a single frame does not determine the right action.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARALLEL = 16  # episodes collected side by side
 
 
 class Chain:
-    """Ten cells; 0 goes left, 1 right; each costs 0.01 to the right; the last pays 1 and ends."""
+    """Ten cells: 0 goes left, 1 right, a move right costs 0.01, the last cell pays 1 and ends."""
 
     spec = Spec(obs_shape=(10,), obs_dtype="float32", action_dim=2, discrete=True)
     start = 0.0
@@ -45,7 +45,7 @@ class Chain:
 
 
 class Slope:
-    """A point in [-1, 1] moves by 0.4 times the action, downhill to -1; 1 pays 1 and ends."""
+    """A point in [-1, 1] moves by 0.4 times the action; going right costs; 1 pays 1 and ends."""
 
     spec = Spec(obs_shape=(1,), obs_dtype="float32", action_dim=1, discrete=False)
     start = -1.0
@@ -64,12 +64,12 @@ class Slope:
 
 
 class Ball:
-    """A ball goes to and fro over ten columns of a picture; each step pays for its direction."""
+    """A ball moves to and fro over ten columns of a picture; naming its direction pays."""
 
     spec = Spec(
         obs_shape=(2, 20, 20), obs_dtype="uint8", action_dim=2, discrete=True, frame_stack=2
     )
-    start = 0.0  # the column; 10 more where the ball goes left
+    start = 0.0  # the column; plus 10 if the ball moves left
     iterations, n_critic_steps, n_actor_steps = 16, 150, 100
 
     def reset(self, rng, count):
@@ -93,7 +93,7 @@ class Ball:
 
 
 class Collector:
-    """Steps episodes side by side and cuts what they give into fragments."""
+    """A collector that steps episodes side by side and splits their steps into fragments."""
 
     def __init__(self, env, networks, seed):
         self.env, self.networks = env, networks
@@ -148,7 +148,7 @@ class Collector:
 
 @torch.no_grad()
 def evaluate(env, networks):
-    """The return of one episode with the mode action, from the start furthest from the goal."""
+    """Returns an episode's return with the mode action, from the start furthest from the goal."""
     state, total = np.array([env.start]), 0.0
     for _ in range(LIMIT):
         mu = networks.dist_inputs(torch.from_numpy(env.observe(state)))
@@ -163,7 +163,7 @@ def train(env, seed=0):
     """Returns the score after a few iterations."""
     torch.manual_seed(seed)
     networks = QWRNetworks(env.spec, hiddens=(32, 32), gamma=0.95)
-    # Values start at 0, so that those of a target that stays behind say nothing.
+    # Values start at 0, so that a target network that is never updated gives no information.
     torch.nn.init.zeros_(networks.critic.head.weight)
     config = LearnerConfig(
         train_batch_size=64,

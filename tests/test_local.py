@@ -15,7 +15,7 @@ FEW = {"n_interactions": 30, "n_critic_steps": 3, "n_actor_steps": 3, "train_bat
 
 
 class Counting(gym.Env):
-    """Observation: the step's number; reward 1; ends at 7, or is cut at 5 when even."""
+    """Observation (episode, step); reward 1; even episodes end at 7, odd ones are cut at 5."""
 
     def __init__(self, action_space, limit=None):
         self.action_space, self.limit = action_space, limit
@@ -48,7 +48,7 @@ def test_rows_are_those_of_the_environment(monkeypatch, space):
     trained.train()
     columns = trained.storage.columns
     rows = np.flatnonzero(columns["kind"] == Slot.ROW)
-    # Episodes of 7 and 5 steps in turn: 7 + 5 + 7 + 5, and 6 of the next.
+    # Episodes have 7 and 5 steps in turn: 7 + 5 + 7 + 5, and 6 of the next.
     assert sorted(map(tuple, columns["obs"][rows].astype(int).tolist())) == [
         (episode, t) for episode, steps in enumerate([7, 5, 7, 5, 6]) for t in range(steps)
     ]
@@ -101,13 +101,13 @@ def test_a_restored_trainer_goes_on_as_it_would_have(monkeypatch, tmp_path):
     assert torch.equal(weights(second), saved)
     assert (second.iteration, second.num_env_steps) == (1, 7)
     assert second.storage.num_rows == second.view.num_rows == 7
-    # From the same rows the same minibatches.
+    # The same rows give the same minibatches.
     assert first.learner.train(first.view)["critic_loss"] == pytest.approx(
         second.learner.train(second.view)["critic_loss"], rel=1e-6
     )
     assert torch.equal(weights(first), weights(second))
     second.train()
-    assert second.storage.num_rows == 14  # an episode's number does not come again
+    assert second.storage.num_rows == 14  # episode numbers are not reused
 
 
 def test_checkpoints_that_cannot_be_gone_on_from_are_named(monkeypatch, tmp_path):
@@ -155,4 +155,4 @@ def test_it_learns_which_action_is_rewarded(monkeypatch):
     trained = LocalTrainer(defaults_of("QWR") | {"env": "x", "seed": 0} | settings | fast)
     for _ in range(4):
         trained.train()
-    assert trained.evaluate(2) == [7, 5]  # at random a quarter of it
+    assert trained.evaluate(2) == [7, 5]  # random actions give a quarter of this

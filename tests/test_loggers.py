@@ -1,4 +1,4 @@
-"""Results in TensorBoard, Weights & Biases and MLflow by a key of the file, without a network."""
+"""Results in TensorBoard, Weights & Biases and MLflow by a key of the file, offline."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_wandb_without_a_key_is_refused_before_anything_starts(
     pytest.importorskip("wandb")
     for name in [name for name in os.environ if name.startswith("WANDB")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))  # where a login is kept
+    monkeypatch.setenv("HOME", str(tmp_path))  # a login is stored there
     spec = {"run": "QWR", "env": "Pendulum-v1", "loggers": ["wandb"]}
     with pytest.raises(ConfigError, match=r"loggers: wandb: .*WANDB_API_KEY"):
         check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))

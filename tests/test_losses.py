@@ -169,7 +169,7 @@ def test_lambda_returns_golden():
 
 
 def mixture(rewards, next_values, gamma, lambda_):
-    """The t-step returns of a slice mixed by weights that sum to 1 (Sutton & Barto, 12.9)."""
+    """Returns a slice's t-step returns, mixed by weights that sum to 1 (Sutton & Barto, 12.9)."""
     margin = len(rewards)
     total = 0.0
     for t in range(1, margin + 1):
@@ -193,7 +193,7 @@ def test_lambda_returns_mix_the_t_step_returns(data, margin, gamma, lambda_):
 
 
 def test_lambda_returns_do_not_shrink_a_constant_value():
-    # With reward (1 - gamma) c and value c each t-step return is c, and so must the mixture be.
+    # With reward (1 - gamma) c and value c each t-step return is c, so the mixture must be c.
     actual = losses.lambda_returns(
         torch.full((3,), 0.01 * 7), torch.full((3,), 0.99), torch.full((3,), 7.0), 0.95
     )

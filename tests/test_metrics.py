@@ -1,4 +1,4 @@
-"""The metrics endpoint of a real Ray with its dashboard, and what is counted how."""
+"""The metrics endpoint of a real Ray with its dashboard, and the growth of counters."""
 
 import re
 import time
@@ -24,7 +24,7 @@ def endpoint():
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         _node_ip_address="127.0.0.1",
-        # Reported each second instead of each ten.
+        # Report every second instead of every ten.
         _system_config={"metrics_report_interval_ms": 1000},
         log_to_driver=False,
     )
@@ -34,7 +34,7 @@ def endpoint():
 
 
 def fetch(endpoint: str, trial: str, until) -> dict[str, float]:
-    """The trial's metrics, as soon as they satisfy ``until``."""
+    """Returns the trial's metrics as soon as they satisfy ``until``."""
     deadline = time.monotonic() + 120
     while True:
         with urllib.request.urlopen(endpoint) as response:
@@ -64,7 +64,7 @@ def test_an_iteration_is_found_at_the_endpoint(endpoint):
     )
     result = algo.train()
     exported = {metric.exported_name for metric in METRICS}
-    # A counter that was never counted up is not there.
+    # A counter is absent until it is first increased.
     zero = {"ray_qwr_rows_refused_total", "ray_qwr_replay_restarts_total"}
     found = fetch(
         endpoint, 'environment="Pendulum-v1"', lambda found: exported - zero <= set(found)

@@ -39,7 +39,7 @@ def actions_for(spec, *shape):
 
 
 def spoil_init(module):
-    """Weights of order 1 everywhere, so that no part of a formula is hidden by a small one."""
+    """Sets weights of order 1, so that small weights do not hide a part of a formula."""
     for parameter in module.parameters():
         nn.init.normal_(parameter, 0.3, 0.5)
     return module
@@ -186,7 +186,7 @@ def test_actors_start_near_zero():
 
 
 def naive_critic(critic, obs, action, post_gate_layer):
-    """``(1 - gamma) Q(s, a)`` of one state and action by the formula of appendix 6.1."""
+    """Returns ``(1 - gamma) Q(s, a)`` of one state and action by the formula of appendix 6.1."""
     state = critic.state_dict()
     hidden = obs
     for layer in (0, 2):
@@ -387,7 +387,7 @@ def test_encoder_equals_a_naive_convolution():
 
 @pytest.mark.parametrize(
     ("height", "blocks"),
-    [(84, 4), (86, 1)],  # 86 is not made of blocks of 4
+    [(84, 4), (86, 1)],  # 86 is no multiple of 4
 )
 def test_encoder_in_blocks_equals_the_layers_one_by_one(height, blocks):
     encoder = ImageEncoder((3, height, 84), [(4, 8, 4), (5, 3, 2)], [6])
@@ -450,7 +450,7 @@ def test_an_image_too_small_for_the_convolutions_is_named():
 
 
 def test_enumerated_and_sampled_actions_agree_in_expectation():
-    """The same backup and weights, with all actions under mu as with many samples of it."""
+    """Backup and weights are the same with all actions under mu and with many samples."""
     torch.manual_seed(1)
     actor, critic = QWRNetworks(IMAGES).actor, spoil_init(QWRNetworks(IMAGES, gamma=0.0).critic)
     features = critic.features(to_blocks(255 * torch.rand(1, 2, 24, 20), 4))

@@ -1,4 +1,4 @@
-"""Logged data in: Minari's data sets and RLlib's recorded output as a replay."""
+"""Logged data as a replay: Minari's data sets and RLlib's recorded output."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ ACTIONS = gym.spaces.Box(np.float32([-1, 0]), np.float32([3, 10]))
 
 
 class Box(gym.Env):
-    """Two numbers seen; actions span [-1, 3] x [0, 10]."""
+    """Observations of two numbers; actions span [-1, 3] x [0, 10]."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = ACTIONS
@@ -44,7 +44,7 @@ def _store(tmp_path, monkeypatch):
 
 
 def episode(number, steps, end="", env=None, mu=None, **changed):
-    """Observation (number, t), environment's actions (t % 3, t), reward t + 1."""
+    """Returns an episode with observation (number, t), actions (t % 3, t), reward t + 1."""
     times = np.arange(steps)
     flags = np.zeros(steps, bool)
     flags[-1:] = True
@@ -79,7 +79,7 @@ def loaded(dataset, env=None, capacity=1000, margin=1, normalize=True, clip=None
 
 
 def rows(storage):
-    """(obs, action, mu) of each row in the order of insertion."""
+    """Returns (obs, action, mu) of each row in the order of insertion."""
     columns = storage.columns
     slots = np.flatnonzero(columns["kind"] == 1)
     slots = slots[np.argsort(columns["inserted"][slots])]
@@ -101,7 +101,7 @@ def test_actions_are_normalised_and_stand_in_for_mu():
         assert obs == [0, t]
         np.testing.assert_allclose(action, expected[t], atol=1e-6)
         np.testing.assert_allclose(mu, expected[t], atol=1e-6)
-    # The state after the last step has the last action's.
+    # The state after the last step has the mu of the last action.
     tail = np.flatnonzero(storage.columns["kind"] == 2)
     np.testing.assert_allclose(storage.columns["obs"][tail], [[0, 3]])
     np.testing.assert_allclose(storage.columns["action_dist_inputs"][tail], [expected[2]])
@@ -125,7 +125,7 @@ def test_terminated_and_cut_episodes_are_told_apart():
     after = {obs[:2]: state for obs, _, _, state in stored(storage)}
     assert after[(0, 1)] is None
     assert after[(1, 1)][:2] == (1, 2)
-    assert after[(2, 1)][:2] == (2, 2)  # neither is said: a cut
+    assert after[(2, 1)][:2] == (2, 2)  # neither flag is set: a truncation
     assert after[(0, 0)][:2] == (0, 1)
 
 
@@ -158,7 +158,7 @@ def test_rewards_are_clipped_as_collected_ones():
 
 
 class Stacks(Box):
-    """The last two of what is seen, the newest last."""
+    """Observations are stacks of the last two, the newest last."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 3), np.float32)
 
@@ -204,7 +204,7 @@ def test_observations_of_parts_are_flattened_as_those_of_the_environment(kind):
     dataset = write([episode(0, 3, observations=observations)], env=env)
     storage = loaded(dataset, fitted(env))
     assert [obs for obs, *_ in rows(storage)] == flat
-    # Data that was recorded of the flattened environment is the same.
+    # Data recorded from the flattened environment is the same.
     flattened = fitted(env)
     last = np.zeros((1, len(flat[0])))
     episodes = [episode(0, 3, observations=np.concatenate([flat, last]).astype(np.float32))]
@@ -305,7 +305,7 @@ def test_a_data_set_that_does_not_fit_is_sampled_by_whole_episodes(caplog):
     assert "has 50 rows in 5 episodes, more than replay_capacity 49 takes: 4" in caplog.text
     again = loaded(dataset, capacity=49)
     np.testing.assert_array_equal(storage.columns["obs"], again.columns["obs"])
-    # An episode that would not be drawn is checked too.
+    # An episode that is not drawn is checked too.
     drawn = {int(number) for number in storage.columns["obs"][storage.columns["kind"] == 1][:, 0]}
     [left] = set(range(5)) - drawn
     spoilt = {left: {"rewards": [float("nan")] * 10}}
@@ -313,7 +313,7 @@ def test_a_data_set_that_does_not_fit_is_sampled_by_whole_episodes(caplog):
     refused(f"episode {left}: rewards has a NaN", damaged, capacity=49)
     refused("replay_capacity 9 is too small for any episode .*: the shortest has 10", dataset,
             capacity=9)  # fmt: skip
-    # 80 ends of one step each need more room than their rows.
+    # 80 episodes of one step need more room than their rows, for the states after them.
     dataset = write([episode(i, 1) for i in range(80)], "test/ends-v0")
     storage = loaded(dataset, capacity=80)
     assert storage.num_rows == storage.num_episodes == 71  # 2 slots each of 80 + 64, one in reserve
@@ -512,9 +512,9 @@ def test_the_output_of_rllibs_own_algorithms_is_read(local_ray, tmp_path):
     algo.train()
     algo.stop()
     storage = loaded(str(tmp_path / "out"), gym.make("Pendulum-v1"), capacity=5000)
-    assert storage.num_rows % 200 in (0, 199)  # whole episodes, which a time limit cuts
+    assert storage.num_rows % 200 in (0, 199)  # whole episodes, truncated by a time limit
     assert storage.num_episodes == -(-storage.num_rows // 200)
     actions, mu = (np.array(part) for part in list(zip(*rows(storage), strict=True))[1:])
-    # PPO's samples around a mean near 0 with std 1, as it gave them and not scaled again.
+    # PPO's samples, with mean near 0 and std 1, unchanged and not scaled again.
     assert 0.7 < actions.std() < 1.3
     np.testing.assert_array_equal(actions, mu)  # its mean and std are not a constant-std Gaussian's

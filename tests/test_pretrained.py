@@ -1,4 +1,4 @@
-"""Policies to watch at once: of the package, and of a hub (a stand-in for it on this machine)."""
+"""Ready-made policies: of the package, and of a hub (a stand-in for it on this machine)."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_an_installation_has_the_policies(tmp_path):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What the client asks the Hub for when it makes, fills and reads a repository of a model."""
+    """The Hub's answers to a client that creates, fills and reads a model repository."""
 
     files: dict[str, bytes]
     url: str

@@ -1,4 +1,4 @@
-"""Matrix products by either library against float64."""
+"""Matrix products of both libraries against float64."""
 
 import pytest
 import torch

@@ -131,7 +131,7 @@ def test_an_iteration_may_be_a_whole_episode_of_each_worker(build, num_env_runne
     workers, steps = max(1, num_env_runners), []
     for _ in range(3):
         steps.append(algo.train()["num_env_steps_sampled_lifetime"])
-    # 3, then 4, then 5 of each; RLlib's check of the environment may have taken the first.
+    # 3, then 4, then 5 steps of each; RLlib's check of the environment may use the first episode.
     lengths = np.diff([0, *steps]) / workers
     assert list(lengths) == [lengths[0], lengths[0] + 1, lengths[0] + 2]
     assert algo.view.columns["terminateds"][algo.view.rows].sum() == 3 * workers
@@ -197,7 +197,7 @@ def test_discrete_actions(build, actions):
 
 
 class Matrices(gym.Env):
-    """Observations and actions that are no vectors; episodes of 7 steps."""
+    """Observations and actions that are matrices; episodes of 7 steps."""
 
     observation_space = gym.spaces.Box(-1, 1, (2, 3))
     action_space = gym.spaces.Box(-2, 2, (2, 2))
@@ -264,8 +264,8 @@ def test_observations_and_actions_of_any_shape(build):
 
 def test_bad_rows_are_refused_and_the_rest_goes_on(build, caplog):
     result = build("rarely-bad").train()
-    # The observation of the first reset, of the states after steps 100 and 200, and the step that
-    # led to each of the latter.
+    # The observation of the first reset, the states after steps 100 and 200, and the step before
+    # each of these two states.
     assert result["replay"]["num_rows_refused_lifetime"] == 1 + 2 + 1
     assert result["replay"]["num_rows"] == 196
     assert result["num_env_steps_sampled_lifetime"] == 200
@@ -283,7 +283,7 @@ def test_too_many_bad_rows_end_the_run(build):
 
 
 class Once(gym.Env):
-    """Observation ``(t, 0)``, one of whose values or rewards is bad; it never ends."""
+    """Observation ``(t, 0)``, of which one value or reward is bad; the episode never ends."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
     action_space = gym.spaces.Box(-1, 1, (1,))
@@ -306,7 +306,7 @@ class Once(gym.Env):
 
 @pytest.mark.parametrize(
     ("bad", "refused"),
-    # The reward is that of row 56. A bad state 57 spoils row 56 as well, which led to it.
+    # The reward is that of row 56. A bad state 57 also spoils row 56, which led to it.
     [("obs", [56, 57]), ("rewards", [56]), ("actions", [57]), ("action_dist_inputs", [56, 57])],
 )
 def test_one_bad_value_does_not_end_a_run(build, bad, refused):
@@ -333,13 +333,13 @@ def test_one_bad_value_does_not_end_a_run(build, bad, refused):
     rows = algo.view.rows.numpy()
     times = columns["obs"][:, 0].numpy()
     assert sorted(times[rows]) == [t for t in range(400) if t not in refused]
-    # The state after each row is the next one: no trajectory bridges the gap.
+    # The state after each row is the next state: no trajectory spans the gap.
     np.testing.assert_array_equal(times[algo.view.next.numpy()[rows]], times[rows] + 1)
 
 
 def test_an_observation_of_another_shape_ends_the_run_and_is_named(build):
-    class Misshapen(gym.Env):  # here, so that rollout workers get it by value
-        """An episode's last observation has another shape."""
+    class Misshapen(gym.Env):  # defined here, so that rollout workers get it by value
+        """An environment in which an episode's last observation has another shape."""
 
         observation_space = gym.spaces.Box(-1, 1, (2,))
         action_space = gym.spaces.Box(-1, 1, (1,))
@@ -419,7 +419,7 @@ def test_a_restore_sets_each_random_state_back(build, tmp_path, caplog):
     QWR.from_checkpoint(str(tmp_path)).stop()
     assert draws() == expected
     assert "random states" not in caplog.text
-    # Of a checkpoint that lacks some, these go on, and it says so.
+    # Random states that a checkpoint lacks stay as they are, with a warning.
     change(tmp_path / "algorithm_state.pkl", ["random_states", "torch"])
     algo.restore(str(tmp_path))
     drawn = draws()
@@ -500,14 +500,14 @@ def test_restore_into_an_algorithm_and_a_policy_alone(build, tmp_path):
 
 
 def test_a_restored_worker_takes_no_step_in_vain(build, tmp_path):
-    """Seeded as before, it would give its episodes the names of those in the replay."""
+    """With the same seed as before, it would give its episodes names that are in the replay."""
     algo = build()
     algo.train()
     algo.save(str(tmp_path))
     restored = QWR.from_checkpoint(tmp_path)
     before = restored.get_policy().global_timestep
     assert restored.train()["replay"]["num_rows"] == 400
-    # It acts once more in the state after the last row.
+    # The worker acts once more in the state after the last row.
     assert restored.get_policy().global_timestep - before <= 201
     restored.stop()
 
@@ -517,7 +517,7 @@ def test_a_restored_worker_takes_no_step_in_vain(build, tmp_path):
 def test_no_step_is_lost_when_python_draws_the_same_numbers_again(
     build, tmp_path, env, num_envs, how
 ):
-    """RLlib's episode ids are such numbers: of an earlier episode, or of one still under way."""
+    """RLlib's episode ids repeat: those of an earlier episode, or of one that still runs."""
     algo = build(env, num_envs=num_envs, replay_capacity=3000)
     for _ in range(2):
         algo.train()
@@ -742,7 +742,7 @@ def test_an_environment_class_is_known_by_its_name(build, tmp_path):
     algo = build(environment())
     algo.train()
     algo.save(str(tmp_path))
-    # As the class of a script is in the script's next run.
+    # A new class with the same name, as in the next run of a script.
     build(environment()).restore(str(tmp_path))
 
 
@@ -763,7 +763,7 @@ def test_a_replay_of_other_rows_is_refused_whole(build, tmp_path):
 
 
 class Workers:
-    """A group of rollout workers whose every answer is a refusal."""
+    """A group of rollout workers that answer with refusals only."""
 
     _worker_manager = SimpleNamespace(_filter_calls_by_tag=lambda tag: ([], [], []))
     asked = 0
@@ -794,7 +794,7 @@ def test_the_replay_file_is_plain_arrays(build, tmp_path):
     algo.train()
     algo.save(str(tmp_path))
     with np.load(tmp_path / "replay.npz", allow_pickle=False) as file:
-        # 200 rows in two trajectories of a tenth of the capacity, each with the state after it.
+        # 200 rows in two trajectories of a tenth of the capacity, plus the state after each.
         assert file["column_obs"].shape == (202, 3)
         np.testing.assert_allclose(np.linalg.norm(file["column_obs"][:, :2], axis=1), 1, rtol=1e-5)
 
@@ -878,7 +878,7 @@ def test_the_learner_has_the_cpus_of_its_process_and_acting_has_one():
 
 
 def test_the_documented_settings_are_the_code_s(monkeypatch):
-    """docs/settings.md is what scripts/settings_table.py makes, and knows every setting."""
+    """docs/settings.md equals the output of scripts/settings_table.py and has every setting."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
     import settings_table
 

@@ -1,4 +1,4 @@
-"""Logged data out: ``qwr record`` writes what ``offline`` reads."""
+"""``qwr record`` writes data that ``offline`` reads."""
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +23,7 @@ def _store(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Of an untrained policy on Pendulum."""
+    """A checkpoint of an untrained policy on Pendulum."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     config = (
         QWRConfig()
@@ -55,7 +55,7 @@ def test_what_it_writes_offline_reads(checkpoint, explore):
         assert episode.infos[MU_KEY].shape == (201, 1)
         assert episode.truncations[-1]
         assert not episode.terminations.any()
-        # The same episode again, from its seed and actions.
+        # Repeat the episode from its seed and actions.
         env = gym.make("Pendulum-v1")
         observation, _ = env.reset(seed=i)
         np.testing.assert_array_equal(observation, episode.observations[0])
@@ -63,7 +63,7 @@ def test_what_it_writes_offline_reads(checkpoint, explore):
             observation, reward, *_ = env.step(episode.actions[t])
             np.testing.assert_array_equal(observation, episode.observations[t + 1])
             assert reward == pytest.approx(episode.rewards[t])
-        # Torques in [-2, 2] of a mean in [-1, 1], and the noise of std 0.4 around it.
+        # Torques are in [-2, 2], means in [-1, 1]; the noise around the mean has std 0.4.
         noise = episode.actions / 2 - episode.infos[MU_KEY][:-1]
         if explore:
             assert 0.3 < noise.std() < 0.5

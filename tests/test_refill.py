@@ -1,4 +1,4 @@
-"""A store that is made again from its view is the store that was lost."""
+"""A store that is rebuilt from its view equals the lost store."""
 
 import numpy as np
 from helpers import CONTINUOUS, STACKED, fragment, stored
@@ -9,7 +9,7 @@ from qwr_rllib.replay.recovery import store_arrays
 from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.storage import ReplayStorage
 
-# Fragments of a few episodes in arbitrary turns: they join, leave gaps, repeat, end, evict.
+# Fragments of a few episodes in any order: they join, leave gaps, repeat, end, evict.
 ARRIVALS = st.lists(
     st.tuples(
         st.integers(0, 3),
@@ -53,7 +53,7 @@ def test_refilled_stores_are_the_same_and_go_on_the_same(first, second, later, s
     for name in lost.keys() - {"free"}:
         np.testing.assert_array_equal(lost[name], again[name], err_msg=name)
     assert set(lost["free"]) == set(again["free"])
-    # What comes later finds the same trajectories open and evicts the same ones.
+    # Later fragments find the same open trajectories and evict the same ones.
     arrive(storage, later)
     arrive(other, later)
     assert stored(storage) == stored(other)
@@ -80,7 +80,7 @@ def test_rows_say_which_policy_collected_them():
     storage.add(fragment(0, 3, 5, policy_version=np.array([6, 7])))
     view.update(storage.changes())
     np.testing.assert_array_equal(view.policy_version[view.rows], [5, 5, 5, 6, 7])
-    # Kept by a checkpoint that is loaded into a smaller replay, too.
+    # Also kept if a checkpoint is loaded into a smaller replay.
     smaller = ReplayStorage(CONTINUOUS, 4)
     smaller.load(storage.state_arrays())
     rows = np.flatnonzero(smaller.columns["kind"] == 1)

@@ -1,4 +1,4 @@
-"""Reports of synthetic result folders, whose statistics are known by other arithmetic."""
+"""Reports of synthetic result folders, whose statistics are known by separate arithmetic."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def write_trial(
     first: int = 1,
     **settings: Any,
 ) -> Path:
-    """A trial's folder as Tune leaves it; its evaluations are 1000 above its training returns.
+    """Writes a trial's folder as Tune does; evaluations are 1000 above training returns.
 
     Args:
         experiment: The experiment's folder.
-        number: Becomes its id.
+        number: The number in its id.
         returns: The training return of each iteration.
-        status: In Tune's state file; ``None`` for a trial that is not in it.
+        status: The status in Tune's state file; ``None`` for a trial that is not in it.
         steps: Environment steps of an iteration.
         evaluated: The iterations with an evaluation.
         first: The first iteration.
-        settings: Of the config.
+        settings: Keys of the config.
     """
     settings = {"env": "Walker2d-v5", "seed": 0, "backup": "max", "gamma": 0.99} | settings
     folder = experiment / f"QWR_{number:05d}"
@@ -65,7 +65,7 @@ def write_trial(
                 "time_total_s": float(iteration),
                 "env_runners": {
                     "episode_return_mean": value,
-                    # Of the last 10 episodes the mean is value + 0.5.
+                    # The mean of the last 10 episodes is value + 0.5.
                     "hist_stats": {"episode_reward": [-1e6, value] + [value, value + 1] * 5},
                 },
                 "config": settings | {"callbacks": f"<class 'X' at 0x{number:08x}>"},
@@ -114,7 +114,7 @@ def only(found: Sequence[Any]) -> Any:
 def test_iqm_cuts_a_quarter_at_each_end() -> None:
     assert statistics.iqm([100, 2, 1, 3]) == 2.5
     assert statistics.iqm([-50, 1, 2, 3, 100]) == 2.0
-    assert statistics.iqm([1, 2, 9]) == 4.0  # three: nothing to cut
+    assert statistics.iqm([1, 2, 9]) == 4.0  # too few to cut any
     assert statistics.iqm([7]) == 7
     assert statistics.iqm([[0, 1, 2, 99], [0, 5, 5, 5]], axis=1).tolist() == [1.5, 5.0]
 
@@ -216,7 +216,7 @@ def test_statuses(tmp_path: Path) -> None:
     assert found[0].evaluation_score == 1040
     assert found[0].training_score == 40.5
     assert found[0].evaluation_episodes == 10
-    # A folder of one trial, of the experiment, of several, and one given twice.
+    # The folder of a trial, of an experiment, of several experiments, and a folder given twice.
     assert only(trials.read([tmp_path / "a" / "QWR_00003"])).status == "stopped early"
     assert len(trials.read([tmp_path / "a", tmp_path, tmp_path / "a" / "QWR_00003"])) == 6
 
@@ -292,7 +292,7 @@ def test_no_episode_has_ended_yet(tmp_path: Path) -> None:
     assert len(trial.rows) == 2
     summary = write([tmp_path], tmp_path / "out")
     assert summary.num_finished == 0
-    # The paper has a score of this task, whose line would cross what is said instead of curves.
+    # The paper has a score of this task; its line would cross the text that replaces the curves.
     [drawing] = figures.draw(groups.group([trial]), "iqr")
     [axes] = drawing.figure.axes
     assert [text.get_text() for text in axes.texts] == ["no return yet"]
@@ -389,7 +389,7 @@ def test_logged_data_is_a_kind_of_its_own(tmp_path: Path) -> None:
     found = groups.group(trials.read([tmp_path]))
     assert [(cell.offline, len(cell.trials)) for cell in found] == [(False, 1), (True, 2)]
     assert [cell.budget for cell in found] == ["4 000", "4 iterations on logged data"]
-    # The paper's Table 1 has nothing of the kind.
+    # The paper's Table 1 has no results on logged data.
     beside = tables.beside_the_paper(found)
     assert beside is not None
     assert list(beside.frame.env_steps) == [4000]
@@ -441,7 +441,7 @@ def test_curves_on_data_that_is_gone(tmp_path: Path) -> None:
 
 def test_what_is_not_averaged(tmp_path: Path) -> None:
     write_trial(tmp_path / "a", 0, seed=0)
-    # At its last step, and not known to have ended there.
+    # It is at its last step, but is not known to have ended.
     write_trial(tmp_path / "a", 1, seed=1, returns=[9e9] * 4, status="RUNNING")
     write_trial(tmp_path / "a", 2, seed=2, returns=[9e9] * 4, status="ERROR")
     write_trial(tmp_path / "a", 3, seed=3, steps=500)
@@ -481,7 +481,7 @@ def test_final_scores_by_hand(tmp_path: Path) -> None:
     found = groups.group(trials.read([tmp_path]))
     table = tables.final_scores(found)
     row = table.frame.iloc[0]
-    assert row.evaluation_iqm == 1020  # of 1000, 1010, 1020, 1030, 1900 the middle three
+    assert row.evaluation_iqm == 1020  # the middle three of 1000, 1010, 1020, 1030, 1900
     assert row.evaluation_mean == 1192
     assert row.evaluation_std == pytest.approx(np.std([0, 10, 20, 30, 900], ddof=1))
     assert row.training_iqm == 20.5
@@ -508,7 +508,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
 
 
 def test_human_normalized_over_games(tmp_path: Path) -> None:
-    # Evaluations of 1000 more than these returns: 14.6 in Pong is 1, 30.5 and 1.7 in Breakout 1, 0.
+    # Evaluations are 1000 above these: 14.6 in Pong is 1; 30.5 and 1.7 in Breakout are 1 and 0.
     pong = {"env": "Atari100k", "env_config": {"game": "pong"}}
     write_trial(tmp_path, 0, **pong, returns=[0, 0, 0, 14.6 - 1000])
     for seed, score in enumerate([30.5, 1.7]):
@@ -603,7 +603,7 @@ def test_the_same_results_give_the_same_files(
 
 
 def test_figures_are_readable(ablation: Path) -> None:
-    """All texts lie within the figure, and none on another."""
+    """All texts are inside the figure, and no two overlap."""
     cells = groups.group(trials.read([ablation]))
     for drawing in figures.draw(cells, "mean-ci"):
         drawing.figure.savefig(io.BytesIO(), format="png", dpi=100)
@@ -632,7 +632,7 @@ def assert_readable(figure: Figure) -> None:
 
 
 def _hidden_tick_labels(figure: Figure) -> set[Text]:
-    """Those outside an axis' limits, which matplotlib makes and does not draw."""
+    """Returns tick labels outside an axis' limits, which matplotlib makes but does not draw."""
     return {
         label
         for axes in figure.axes
@@ -651,7 +651,7 @@ def test_grid_axes(ablation: Path, tmp_path: Path) -> None:
     assert (
         len(figures.small_multiples("x", cells, figures.grid_axes(cells), "iqr").figure.axes) == 4
     )
-    # A search is no grid: its trials share no values.
+    # A search is no grid because its trials share no values.
     for number in range(12):
         values = {"beta": 0.1 * 1.7**number, "critic_lr": 1e-4 + number * 1e-5}
         status = "RUNNING" if number % 3 else "TERMINATED"
@@ -702,7 +702,7 @@ window.addEventListener("load", () => {
 
 
 def in_a_browser(page: Path, profile: Path, *options: str) -> str:
-    """Opens a page in a headless Chromium; what it prints."""
+    """Opens a page in a headless Chromium and returns the browser's output."""
     browser = next(filter(None, map(shutil.which, BROWSERS)))
     # fmt: off
     ended = subprocess.run(
@@ -719,7 +719,7 @@ def in_a_browser(page: Path, profile: Path, *options: str) -> str:
 
 
 def size(text: str) -> float:
-    """Of a cell, "1 000" or "12.0 [10.0, 13.0]"."""
+    """Returns the number in a cell such as "1 000" or "12.0 [10.0, 13.0]"."""
     return float(text.partition("[")[0].replace(" ", ""))
 
 
@@ -734,7 +734,7 @@ def test_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     assert found["pictures"] == [True] * 3
     assert found["fetched"] == []
     assert found["open"] is False
-    assert not found["wide"]  # nothing sticks out at the right
+    assert not found["wide"]  # the page does not scroll sideways
     columns: dict[str, list[list[str]]] = {}
     for name, *orders in found["columns"]:
         columns.setdefault(name, []).extend(orders)
@@ -742,7 +742,7 @@ def test_page_in_a_browser(written: Path, tmp_path: Path) -> None:
         there = [cell for cell in rising if cell != "-"]
         assert [size(cell) for cell in there] == sorted(map(size, there))
         assert len({size(cell) for cell in there}) > 1
-        # What is missing is at the end both times.
+        # Missing values come last in both orders.
         assert rising[len(there) :] == falling[len(there) :] == ["-"] * (len(rising) - len(there))
         assert [size(cell) for cell in falling[: len(there)]] == sorted(map(size, there))[::-1]
     rising, falling = columns["group"][:2]
@@ -753,7 +753,7 @@ def test_page_in_a_browser(written: Path, tmp_path: Path) -> None:
     in_a_browser(written / "report.html", tmp_path / "profile", f"--screenshot={picture}")
     pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
     assert pixels.shape[:2] == (2600, 1200)
-    # The figures are there: the first colour of the curves, and that of the confidence bars.
+    # The figures are shown: the colour of the first curve, and that of the confidence bars.
     blue = np.array([0x00, 0x72, 0xB2])
     assert (np.abs(pixels - blue).sum(-1) < 10).sum() > 200
 

@@ -1,4 +1,4 @@
-"""The cells of benchmarks/reproduce.py, and one that is run, kept and not run again."""
+"""The cells of benchmarks/reproduce.py; one cell is run, kept and not run again."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Which spaces are taken and how: actions stay in theirs, observations become boxes."""
+"""The supported spaces: actions stay inside their space, observations become boxes."""
 
 import functools
 import importlib
@@ -41,7 +41,7 @@ HALF_BOUNDED = Box(np.array([-1, 0], np.float32), np.array([1, np.inf], np.float
 
 
 class Watched(gym.Env):
-    """Episodes of 10 steps; counts the actions and those that its space does not contain."""
+    """Episodes of 10 steps; counts all actions and the actions outside the space."""
 
     def __init__(self, action_space=Box(-1, 1, (1,)), observation_space=VECTOR):  # noqa: B008
         self.action_space = action_space
@@ -88,7 +88,7 @@ ACTORS = {
     "clipped": (Box(-1, 3, (2,)), None, {"normalize_actions": False, "clip_actions": True}),
     "unbounded": (Box(-np.inf, np.inf, (2,)), None, {}),
     "discrete": (Discrete(4), None, {}),
-    # What messages say that helps.
+    # The remedies that error messages name.
     "half-bounded, ClipAction": (HALF_BOUNDED, ClipAction, {}),
     "integers, TransformAction": (INTEGERS, rounded, {}),
     "from 1, TransformAction": (Discrete(3, start=1), shifted, {}),
@@ -110,7 +110,7 @@ def small(env, **training):
 
 
 def collected(env, config):
-    """What RLlib's rollout worker samples in an iteration, without a Ray."""
+    """Returns what RLlib's rollout worker samples in an iteration, without Ray."""
     worker = RolloutWorker(
         env_creator=lambda _: fitted(env),
         default_policy_class=QWRTorchPolicy,
@@ -127,7 +127,7 @@ def test_each_of_1000_actions_is_one_of_the_space(name):
     config = small("watched").environment(**settings)
     config.check_spaces(wrapped.observation_space, wrapped.action_space)
     assert len(collected(wrapped, config)) == 1000
-    assert len(env.seen) >= 1000  # RLlib looks at an environment first
+    assert len(env.seen) >= 1000  # RLlib checks an environment first
     assert env.outside == []
     if isinstance(space, Discrete):
         assert len(set(map(int, env.seen))) == space.n
@@ -233,7 +233,7 @@ def test_observations_of_parts_are_flattened(name):
     assert (spec.obs_shape, spec.image) == ((size,), False)
     env.observation_space.seed(0)
     first = [flatten(space, space.sample()) for _ in range(2)]
-    # The first is that of the reset with which RLlib looks at an environment, if it does.
+    # If RLlib checks the environment first, that check's reset uses the first observation.
     assert any(np.allclose(batch["obs"][0], each) for each in first)
 
 
@@ -276,7 +276,7 @@ def test_an_image_of_floats_is_seen_as_one_of_bytes():
         floats = pixels * np.float32(full / 255)
         before = floats.clone()
         torch.testing.assert_close(networks.dist_inputs(floats), expected)
-        assert torch.equal(floats, before)  # which are the environment's own
+        assert torch.equal(floats, before)  # the arrays belong to the environment
 
 
 def test_an_image_too_small_for_convolutions_says_how_to_have_a_vector():

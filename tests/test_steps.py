@@ -1,4 +1,4 @@
-"""When the operations of a loop are shared among threads: with a clock of our own."""
+"""The choice of the number of threads of a loop's operations, with a simulated clock."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 
 def threads_of(sharing, clock, seconds):
-    """PyTorch's threads at each of the steps, which take so long."""
+    """Returns PyTorch's number of threads at each step; the steps take ``seconds``."""
     used = []
     for each in sharing.over(seconds):
         used.append(torch.get_num_threads())
@@ -29,7 +29,7 @@ def threads_of(sharing, clock, seconds):
 def test_the_first_steps_have_one_thread_and_the_others_all(clock):
     with AdaptiveThreads(2) as sharing:
         assert threads_of(sharing, clock, [1.0, 1.0, 0.6]) == [1, 1, 2]
-        assert torch.get_num_threads() == 2  # for what prepares the next ones
+        assert torch.get_num_threads() == 2  # for the preparation of the next steps
         clock.now += 10
         assert threads_of(sharing, clock, [0.6, 0.6]) == [2, 2]
     assert torch.get_num_threads() == 1
@@ -38,7 +38,7 @@ def test_the_first_steps_have_one_thread_and_the_others_all(clock):
 def test_what_falls_behind_one_thread_goes_on_with_one(clock):
     with AdaptiveThreads(2) as sharing:
         threads_of(sharing, clock, [1.0, 1.2])  # 1.1 on average
-        # Behind after the third step: 0.5 + 1.1 + 1.8 > 3 * 1.1.
+        # Slower than with one thread after the third step: 0.5 + 1.1 + 1.8 > 3 * 1.1.
         assert threads_of(sharing, clock, [0.5, 1.1, 1.8, 0.1]) == [2, 2, 2, 1]
         assert threads_of(sharing, clock, [0.1]) == [1]
     with AdaptiveThreads(2) as next_phase:

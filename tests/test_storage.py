@@ -26,7 +26,7 @@ def store(*fragments: Fragment, capacity: int = 1000, spec: Spec = CONTINUOUS) -
 
 
 def episodes_held(storage: ReplayStorage) -> dict[int, list[int]]:
-    """The time steps of the rows held, by episode."""
+    """Returns the time steps of the stored rows, by episode."""
     held: dict[int, list[int]] = {}
     for episode, t in storage.columns["obs"][storage.columns["kind"] == Slot.ROW].astype(int):
         held.setdefault(int(episode), []).append(int(t))
@@ -105,7 +105,7 @@ def test_a_finished_episode_is_not_continued():
 
 @st.composite
 def arrivals(draw):
-    """Episodes in fragments, arriving in any order that keeps each episode's own."""
+    """Draws fragments of episodes, in any order that keeps the order within each episode."""
     queues, expected = [], []
     for episode in range(draw(st.integers(1, 4))):
         length = draw(st.integers(1, 7))
@@ -335,7 +335,7 @@ LATER = fragment(9, 14, 16, "truncated")
 @pytest.mark.parametrize(
     ("bad", "refused", "cuts"),
     [
-        # A bad state takes the row that led to it along, whose return cannot go on from there.
+        # A bad state also removes the row that led to it: its return cannot continue from there.
         (spoiled("obs", 2, np.nan), {11: 2}, [(10, 11), (13, 16)]),
         (spoiled("obs", 0, np.nan), {10: 1}, [(11, 16)]),
         (spoiled("obs", 4, np.inf), {13: 1}, [(10, 13), (14, 16)]),
@@ -348,7 +348,7 @@ LATER = fragment(9, 14, 16, "truncated")
 )
 def test_rows_around_a_bad_one_are_stored(bad, refused, cuts):
     storage = store(fragment(9, 8, 10))
-    for _ in range(2):  # sent again, as after the loss of a replay actor
+    for _ in range(2):  # sent twice, as after the loss of a replay actor
         num_rows, refusals = storage.add_intact(bad)
         for refusal, (first, count) in zip(refusals, refused.items(), strict=True):
             assert refusal.num_rows == count
@@ -356,7 +356,7 @@ def test_rows_around_a_bad_one_are_stored(bad, refused, cuts):
             assert refusal.message.endswith(f"; refused: {steps_refused}")
     assert num_rows == 0
     storage.add_intact(LATER)
-    # What led to the fragment belongs to its first part, unless that begins after a gap.
+    # Earlier rows join the fragment's first part, unless that begins after a gap.
     first_stop = cuts[0][1] if cuts[0][0] == 10 else 10
     pieces = [(8, first_stop), *(cut for cut in cuts if cut[0] != 10)]
     assert storage.num_episodes == len(pieces)
@@ -364,7 +364,7 @@ def test_rows_around_a_bad_one_are_stored(bad, refused, cuts):
     assert stored(storage) == sorted(expected, key=str)
     for name in ("obs", "action_dist_inputs", "actions", "rewards"):
         assert np.isfinite(storage.columns[name]).all()
-    # No trajectory bridges the gap.
+    # No trajectory spans the gap.
     rows = np.flatnonzero(storage.columns["kind"] == Slot.ROW)
     nexts = storage.columns["next"][rows]
     times = storage.columns["obs"][:, 1]
@@ -395,7 +395,7 @@ def test_a_bad_frame_spoils_every_stack_that_it_is_in():
     stacks = view.observations(view.rows)[:, :, 1]
     expected = [[t - 2, t - 1, t] for t in (10, 11, 12, 17, 18, 19)]
     assert sorted(stacks.tolist()) == expected
-    # Frames from before the fragment count as well.
+    # Frames before the fragment count as well.
     bad = fragment(8, 10, 20, spec=STACKED)
     bad.context[1] = np.inf
     num_rows, (refusal,) = storage.add_intact(bad)
@@ -422,7 +422,7 @@ def test_other_precisions_are_taken():
 
 
 def worn_store() -> ReplayStorage:
-    """Finished, cut and open trajectories, some evicted."""
+    """Returns a store with finished, cut and open trajectories, some of them evicted."""
     storage = ReplayStorage(CONTINUOUS, 60)
     for i in range(12):
         storage.add(fragment(i, 0, 4))
@@ -444,7 +444,7 @@ def test_repeated_rows_are_counted_and_the_count_is_kept():
         each.load(through_a_file(arrays))
         assert counts.items() <= each.metrics().items()
         assert counts == {name: each.update(0, -1).outline[name] for name in counts}
-    # Older files lack it.
+    # Older files lack this number.
     other.load({name: arrays[name] for name in arrays.keys() - {"num_rows_repeated_lifetime"}})
     assert other.metrics()["num_rows_repeated_lifetime"] == 0
 
@@ -455,7 +455,7 @@ def test_a_loaded_store_goes_on_exactly_like_the_saved_one():
     loaded.load(through_a_file(saved.state_arrays()))
     assert_same(loaded.state_arrays(), saved.state_arrays())
     for storage in (saved, loaded):
-        storage.add(fragment(11, 6, 9))  # goes on, and evicts
+        storage.add(fragment(11, 6, 9))  # continues a trajectory, and evicts
         storage.add(fragment(20, 0, 6, "truncated"))
     assert_same(loaded.state_arrays(), saved.state_arrays())
     assert stored(loaded) == stored(saved)
@@ -594,6 +594,6 @@ def test_images_are_stored_as_they_are():
 def test_walker_needs_little():
     storage, view = ReplayStorage(WALKER, 50_000), ReplayView(WALKER, 50_000)
     assert storage.num_bytes + view.num_bytes < 60e6
-    # 17 + 6 + 6 + 1 floats in 53125 slots are the least it can be.
+    # At least the 17 + 6 + 6 + 1 floats of each row.
     assert storage.num_bytes > 50_000 * 30 * 4
     assert view.num_bytes > 50_000 * 30 * 4

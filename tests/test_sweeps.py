@@ -1,4 +1,4 @@
-"""Sweeps: what a file may say, what trials ask of Ray, and small real ones."""
+"""Sweeps: the keys of a file, the resources of trials, and small real sweeps."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_command_line_over_the_file(tmp_path: Path) -> None:
 def test_every_example_can_be_run(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Which may name a data set that the user has yet to record.
+    # An example may need a data set that the user must record first.
     monkeypatch.setattr(QWRConfig, "load_offline", lambda *_: None)
     assert example(file.stem, tmp_path).num_trials >= 1
 
@@ -214,7 +214,7 @@ def two_cpus() -> Iterator[None]:
 
 
 class Watch(tune.Callback):
-    """What Ray's own state says between the steps of Tune's loop."""
+    """A callback that reads Ray's state between the steps of Tune's loop."""
 
     def __init__(self) -> None:
         self.free_cpus: list[float] = []
@@ -237,7 +237,7 @@ def test_reused_actors_and_the_limits_of_the_machine(two_cpus: None, tmp_path: P
             n_actor_steps=4,
             target_update_freq=2,
             train_batch_size=16,
-            # The latter two are the former two again, in the same processes.
+            # The last two repeat the first two, in the same processes.
             margin=tune.grid_search([1, 3, 1, 3]),
         )
         .debugging(seed=7)
@@ -337,7 +337,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
 
 
 def statuses(experiment: Path) -> list[str]:
-    """Of the trials in the order of their ids; Tune's state has the resumed ones first."""
+    """Returns the trials' statuses by id; Tune's state has the resumed trials first."""
     state = json.loads(max(experiment.glob("experiment_state-*.json")).read_text())
     entries = [json.loads(trial) for trial, _ in state["trial_data"]]
     return [entry["status"] for entry in sorted(entries, key=lambda entry: entry["trial_id"])]
@@ -358,7 +358,7 @@ def test_killed_sweep_goes_on_with_what_was_unfinished(tmp_path: Path) -> None:
     seen: list[str] = []
     for line in killed.stdout:
         seen.append(line)
-        # The first trial is done, the second failed, the third has begun.
+        # The first trial has ended, the second has failed, the third has begun.
         if re.search(r"^ *00002 +1 ", line):
             break
     killed.kill()
@@ -370,7 +370,7 @@ def test_killed_sweep_goes_on_with_what_was_unfinished(tmp_path: Path) -> None:
 
     resumed = start(tmp_path, "--resume")
     output, errors = resumed.communicate(timeout=500)
-    # One failed, the others did not.
+    # One trial failed, the others did not.
     assert resumed.returncode == 1, output + errors
     [failure] = [line for line in errors.splitlines() if line.startswith("Error: ")]
     assert "_00001: " in failure
@@ -381,7 +381,7 @@ def test_killed_sweep_goes_on_with_what_was_unfinished(tmp_path: Path) -> None:
     assert results_of(grid, "00002")[-1]["training_iteration"] == 4
     assert len((grid / "commands.txt").read_text().splitlines()) == 2
 
-    # The search came after the grid and has run to its end.
+    # The search ran after the grid and ended.
     assert statuses(search) == ["TERMINATED"] * 2
     rates = [json.loads(file.read_text())["critic_lr"] for file in search.glob("QWR_*/params.json")]
     assert len(set(rates)) == 2

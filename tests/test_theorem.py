@@ -1,4 +1,4 @@
-"""Theorem 1 by experiment, small; the pages' numbers are by ``qwr theorem``."""
+"""A small experiment for Theorem 1; ``qwr theorem`` gives the numbers in the documentation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = Trial("AWR", True, 0, num_episodes=6, iterations=4, steps=120)
 
 
 def share_with_two_actions(fragments):
-    """The share of distinct states that were left by more than one action."""
+    """Returns the share of distinct states with more than one action."""
     actions: dict[bytes, set[bytes]] = {}
     for each in fragments:
         for state, action in zip(each.obs, each.actions, strict=False):
@@ -45,7 +45,7 @@ def test_the_replay_is_built_as_it_says(discrete):
         fragments = logged + second_actions(env, rng, logged, share)
         states = 20 * HORIZON
         assert sum(map(len, fragments)) == states * (1 + share)
-        # The states after are new ones; each fragment's last is left by none.
+        # The next states are new states; the last state of each fragment has no action.
         left = {state.tobytes() for each in fragments for state in each.obs[:-1]}
         assert len(left) == states
         assert share_with_two_actions(fragments) == pytest.approx(share)

@@ -1,4 +1,4 @@
-"""A cluster of two nodes on this machine: who runs where, and what the loss of a node costs."""
+"""A cluster of two nodes on this machine: placement, and the effect of the loss of a node."""
 
 import json
 import os
@@ -44,10 +44,10 @@ def test_workers_on_both_nodes_and_one_node_lost(cluster):
     ray.init(address=cluster.address, log_to_driver=False)
     head, other = cluster.head_node.node_id, next(iter(cluster.worker_nodes)).node_id
 
-    class Taken:  # defined here, it travels to its node by value
-        """Holds the resources that it was given."""
+    class Taken:  # defined here, so that Ray sends it by value
+        """An actor that occupies its resources."""
 
-    # Outside Tune nothing is reserved for the learner: one CPU of its node is taken for it.
+    # Outside Tune nothing is reserved for the learner: occupy one CPU of its node for it.
     at_head = NodeAffinitySchedulingStrategy(head, soft=False)
     learner_cpu = ray.remote(Taken).options(num_cpus=1, scheduling_strategy=at_head).remote()
     ray.get(learner_cpu.__ray_ready__.remote())
@@ -76,7 +76,7 @@ def test_workers_on_both_nodes_and_one_node_lost(cluster):
 
 
 def test_the_command_line_trains_on_both_nodes(cluster, tmp_path):
-    """``rllib train file`` on a running cluster; a trial of three CPUs needs both nodes."""
+    """``rllib train file`` runs on a cluster; a trial of three CPUs needs both nodes."""
     file = tmp_path / "two-nodes.yaml"
     config = TINY | {"num_env_runners": 2}
     experiment = {"run": "QWR", "env": "Pendulum-v1", "config": config}

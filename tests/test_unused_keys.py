@@ -1,4 +1,4 @@
-"""RLlib's settings that do nothing here are refused where a user gives them, and only there."""
+"""RLlib's settings without effect are refused if a user sets them, and only then."""
 
 import json
 import re
@@ -124,12 +124,12 @@ def test_a_checkpoint_that_was_written_with_them_is_read():
 
 
 def dumped(config):
-    """As in Tune's ``result.json``."""
+    """Returns a config as in Tune's ``result.json``."""
     return json.dumps(config.to_dict(), default=str)
 
 
 def test_the_config_of_a_result_is_an_experiments(tmp_path):
-    """As in ``rllib train --algo QWR --config "$(jq .config result.json)"``."""
+    """Like ``rllib train --algo QWR --config "$(jq .config result.json)"``."""
     of_tune = {"__stdout_file__": None, "__trial_info__": {"trial_id": "1"}}
     config = json.loads(dumped(complete())) | of_tune
     overrides = Overrides(storage_path=str(tmp_path))

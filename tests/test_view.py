@@ -16,7 +16,7 @@ def generator(seed=0):
 
 
 def row_names(view: ReplayView, slots: torch.Tensor) -> list[tuple[int, int]]:
-    """``(episode, t)`` of rows."""
+    """Returns ``(episode, t)`` of rows."""
     return sorted((int(e), int(t)) for e, t in view.columns["obs"][slots].tolist())
 
 
@@ -34,7 +34,7 @@ def assert_mirrors(view: ReplayView, storage: ReplayStorage) -> None:
 
 
 def assert_stacked(view: ReplayView) -> None:
-    """An observation has the frames before it, the episode's first one repeated."""
+    """Checks that observations stack the frames before them, repeating the episode's first."""
     states = torch.nonzero((view.kind == Slot.ROW) | (view.kind == Slot.TAIL)).squeeze(1)
     observations = view.observations(states)
     names = view.columns["obs"][states].int().tolist()
@@ -44,7 +44,7 @@ def assert_stacked(view: ReplayView) -> None:
         assert observation.reshape(-1, 2).tolist() == expected
 
 
-# Each step adds the next rows of an episode, and may end it or bring the view up to date.
+# Each step adds the next rows of an episode, and may end the episode or update the view.
 ADDITIONS = st.lists(
     st.tuples(
         st.integers(0, 3),
@@ -198,7 +198,7 @@ def test_slices_golden_at_a_cut(end):
     assert slices.rewards[0, :2].tolist() == [2, 3]
     assert slices.nonterminals[0, :2].tolist() == [1, 1]
     assert slices.continues.tolist() == [[1, 0, 0, 0]]
-    # It bootstraps from the state after the cut.
+    # The slice bootstraps from the state after the cut.
     assert view.columns["obs"][slices.next_slots[0, 1]].tolist() == [1, 3]
 
 
@@ -235,7 +235,7 @@ def test_slices_equal_a_naive_walk(episodes, length):
             if not terminal:
                 after = view.columns["obs"][slices.next_slots[k, j]].tolist()
                 assert after == [episode, t + j + 1]
-        # Behind the end nothing is passed on.
+        # Nothing continues beyond the end.
         assert not slices.continues[k, stop - t :].any()
 
 
@@ -243,7 +243,7 @@ def test_frames_are_stacked_after_a_gap_a_termination_and_reloads():
     storage = ReplayStorage(STACKED, 60)
     storage.add(fragment(1, 0, 5, spec=STACKED))
     storage.add(fragment(1, 7, 9, "terminated", STACKED))  # steps 5 and 6 were lost
-    storage.add(fragment(1, 9, 12, spec=STACKED))  # goes on in the same episode, as after a life
+    storage.add(fragment(1, 9, 12, spec=STACKED))  # same episode, as after a lost life
     storage.add(fragment(2, 0, 15, "truncated", STACKED))  # longer than a trajectory may be
     for capacity in (60, 80, 20):
         reloaded, view = ReplayStorage(STACKED, capacity), ReplayView(STACKED, capacity)

@@ -1,7 +1,7 @@
-"""Stands in for OpenCV on a machine that has none: what Gymnasium's Atari preprocessing asks of it.
+"""Stand-in for OpenCV on machines without it, for Gymnasium's Atari preprocessing.
 
-OpenCV's wheel is 60 MB, for one function of which one case is used: shrinking a grey image by the
-mean over areas. That is two matrix products.
+OpenCV's wheel is 60 MB, but only one case of one function is used: shrinking a grey image by means
+over areas. This takes two matrix products.
 """
 
 from functools import lru_cache
@@ -13,7 +13,7 @@ INTER_AREA = 3
 
 @lru_cache(8)
 def _means(source: int, target: int) -> np.ndarray:
-    """``(target, source)``: the share that each pixel has in the area of each new one."""
+    """Returns ``(target, source)``: the share of each old pixel in the area of each new pixel."""
     edges = np.arange(target + 1) * (source / target)
     pixels = np.arange(source)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -3,15 +3,14 @@
 #
 #   benchmarks/gpu/run.sh results 560 6 --table 2 --variant qwr-lse --seeds 1
 #
-# ARGUMENTS are those of benchmarks/reproduce.py. JOBS cells run side by side below NVIDIA's MPS,
-# each with one thread. After SECONDS what runs is ended; its checkpoints stay below OUT/storage,
-# so that the same command goes on with them on the same machine. What is done lies in OUT/kept, and
-# OUT/kept.tar.gz has that, each cell's lines so far and the policies.
+# ARGUMENTS are those of benchmarks/reproduce.py. JOBS cells run side by side with NVIDIA's MPS,
+# each with one thread. After SECONDS, running cells are ended. Their checkpoints stay below
+# OUT/storage, so that the same command resumes them on the same machine. Finished cells are in
+# OUT/kept. OUT/kept.tar.gz has OUT/kept, each cell's lines so far and the policies.
 #
-# Of this package's dependencies it needs torch, numpy, gymnasium with the environments, click,
-# pyyaml, safetensors and pandas; wheels that lie in benchmarks/gpu/wheels are installed first
-# (python benchmarks/gpu/wheels.py collects them), and a stand-in for OpenCV is used where that is
-# missing.
+# Needs these of the package's dependencies: torch, numpy, gymnasium with the environments, click,
+# pyyaml, safetensors and pandas. Wheels in benchmarks/gpu/wheels are installed first
+# (python benchmarks/gpu/wheels.py collects them). If OpenCV is missing, a stand-in is used.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=$(realpath -m "$1") seconds=$2 jobs=$3

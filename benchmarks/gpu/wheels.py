@@ -1,4 +1,4 @@
-"""Collects the wheels that benchmarks/gpu/run.sh installs on a machine that reaches no registry.
+"""Collects the wheels that benchmarks/gpu/run.sh installs on a machine without a registry.
 
 python benchmarks/gpu/wheels.py --python 3.12
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-# torch and numpy are expected there; OpenCV has a stand-in.
+# torch and numpy must be installed there; OpenCV has a stand-in.
 NAMES = (
     *("gymnasium", "farama-notifications", "cloudpickle", "ale-py", "mujoco", "mujoco-core"),
     *("click", "pyyaml", "safetensors", "pandas", "python-dateutil", "six", "typing-extensions"),

@@ -11,14 +11,14 @@ from qwr_rllib.learning.config import ALGORITHMS
 class AWACConfig(QWRConfig):
     """Configures :class:`AWAC`.
 
-    Minimises, alternating (after Nair et al., 2020, https://arxiv.org/abs/2006.09359),
+    Minimises two losses in turn (after Nair et al., 2020, https://arxiv.org/abs/2006.09359):
 
         critic:  E[(Q(s, a) - R)^2],  as QWR
         actor:  -E[w log pi(a|s)],  w = exp((Q(s, a) - V(s)) / beta),  a the action in the replay
 
-    with ``V(s)`` the mean of ``Q`` over actions of mu. Where Nair et al. take actions of the
-    current policy, here they are of the stored mu, so that this differs from QWR in the actor's
-    action alone. Everything else is as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
+    ``V(s)`` is the mean of ``Q`` over actions of the stored mu; Nair et al. use actions of the
+    current policy. AWAC therefore differs from QWR only in the actor's action. Everything else is
+    as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:

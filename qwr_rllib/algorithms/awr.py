@@ -1,4 +1,4 @@
-"""Advantage-Weighted Regression: QWR's parts without Q and without actions of its own."""
+"""Advantage-Weighted Regression: QWR with a V critic and the replay's actions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from qwr_rllib.learning.config import ALGORITHMS
 class AWRConfig(QWRConfig):
     """Configures :class:`AWR`.
 
-    Minimises, alternating (Peng et al., 2019, https://arxiv.org/abs/1910.00177; Algorithm 1 of
-    Kozakowski et al., 2021, https://arxiv.org/abs/2102.06782),
+    Minimises two losses in turn (Peng et al., 2019, https://arxiv.org/abs/1910.00177; Algorithm 1
+    of Kozakowski et al., 2021, https://arxiv.org/abs/2102.06782):
 
         critic:  E[(V(s) - R)^2],  R the TD(lambda) return of the trajectory in the replay
         actor:  -E[w log pi(a|s)],  w = exp((R - V(s)) / beta),  a the action in the replay
 
-    It never asks what another action than the logged one would return, so that in a replay with
-    one action in each state it can only clone (``docs/theorem.md``).
+    AWR evaluates logged actions only. In a replay with one action per state it can only clone
+    them (``docs/theorem.md``).
 
-    The return is truncated after ``margin`` steps. AWR's runs to the trajectory's end; what lies
-    beyond the default of 60 steps has a weight of ``lambda^60``, less than 5 %. The replay holds
-    50 000 steps, as Peng et al.'s: of few, with one action in each state, the actor learns the
-    noise. Everything else is as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
+    The return is truncated after ``margin`` steps; Peng et al. use the whole trajectory. Steps
+    beyond the default of 60 have a weight of ``lambda^60``, less than 5 %. The replay holds
+    50 000 steps, as in Peng et al.: from few steps with one action per state, the actor learns
+    the noise. Everything else is as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:

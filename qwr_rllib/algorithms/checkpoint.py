@@ -1,8 +1,8 @@
-"""A checkpoint's files in a folder: replaced all or none, and nothing else in it is touched.
+"""Atomic replacement of a checkpoint's files in a folder; other files are not touched.
 
-A checkpoint is written into a folder of its own inside its place. One rename makes it the valid
-one; then its files are moved to where RLlib looks for them. Whoever opens or writes the checkpoint
-next finishes what a killed process left of the moving.
+A checkpoint is first written into a temporary folder inside its folder. One rename makes it valid;
+then its files are moved to where RLlib looks for them. If the process is killed during the move,
+the next process that opens or writes the checkpoint completes it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 REPLAY_FILE = "replay.npz"
-# By these RLlib and `rllib evaluate` know a checkpoint, so they leave first and arrive last.
+# RLlib and `rllib evaluate` recognise a checkpoint by these: they are removed first, moved last.
 MARKERS = ("algorithm_state.pkl", "rllib_checkpoint.json")
 NAMES = {"policies", REPLAY_FILE, *MARKERS}
 VALID = ".valid-checkpoint"
@@ -32,10 +32,10 @@ VALID = ".valid-checkpoint"
 
 @contextlib.contextmanager
 def replaced(place: Path) -> Iterator[Path]:
-    """Gives a folder to write a checkpoint into, which replaces that in ``place`` at the end.
+    """Yields a folder to write a checkpoint into; it replaces the one in ``place`` at the end.
 
-    After an exception, or when the process is killed, the one that was there before is whole.
-    Another process that writes to the same place is waited for.
+    After an exception, or if the process is killed, the earlier checkpoint is still complete.
+    Waits while another process writes to the same place.
 
     Args:
         place: an existing folder.
@@ -52,7 +52,7 @@ def replaced(place: Path) -> Iterator[Path]:
                 "would replace: save into another folder"
             )
         for stale in place.glob(".partial-*") if locked else []:
-            shutil.rmtree(stale)  # of a process that was killed while it wrote
+            shutil.rmtree(stale)  # left by a process that was killed while it wrote
         partial = place / f".partial-{secrets.token_hex(4)}"
         partial.mkdir()
         try:
@@ -65,10 +65,10 @@ def replaced(place: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def opened(checkpoint: Path) -> Iterator[Path]:
-    """Gives the absolute path of a checkpoint, and names it in what reading it raises.
+    """Yields the absolute path of a checkpoint; errors in the block are raised with this path.
 
     Raises:
-        ValueError: if there is none, or if a file of it is missing, truncated or of something else.
+        ValueError: if there is no checkpoint, or a file of it is missing, truncated or invalid.
     """
     checkpoint = checkpoint.absolute()
     if not checkpoint.is_dir():
@@ -87,17 +87,17 @@ def opened(checkpoint: Path) -> Iterator[Path]:
 
 
 def finish(place: Path) -> None:
-    """Moves what a killed process did not come to move, see :func:`replaced`."""
+    """Completes the move of a process that was killed, see :func:`replaced`."""
     if (place / VALID).exists():
         with _locked(place):
             _move(place)
 
 
 def read_replay(checkpoint: Path) -> dict[str, np.ndarray]:
-    """The arrays of the checkpoint's replay.
+    """Returns the arrays of the checkpoint's replay, by name.
 
     Raises:
-        ValueError: if an array is not plain, or if the file is no archive of arrays.
+        ValueError: if an array is not of numbers, or the file is no archive of arrays.
         OSError, zipfile.BadZipFile: if the file is missing or truncated.
     """
     try:
@@ -121,11 +121,11 @@ def read_replay(checkpoint: Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[bool]:
-    """Waits until no other process writes to ``place``; gives whether the system can tell."""
+    """Waits until no other process writes to ``place``; yields False if it cannot be locked."""
     if fcntl is None:
         yield False
         return
-    folder = os.open(place, os.O_RDONLY)  # closing it, also by dying, ends the lock
+    folder = os.open(place, os.O_RDONLY)  # the lock ends when this or the process ends
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
@@ -138,13 +138,13 @@ def _locked(place: Path) -> Iterator[bool]:
 
 
 def _move(place: Path) -> None:
-    """Moves the files of the valid checkpoint, if there is one, over those of the last."""
+    """Moves the files of the valid checkpoint, if there is one, over those of the previous one."""
     valid = place / VALID
     if not valid.exists():
         return
     files = sorted(path.relative_to(valid) for path in valid.rglob("*") if path.is_file())
     markers = [Path(name) for name in MARKERS if Path(name) in files]
-    for name in reversed(markers):  # else old and new files would pass for one checkpoint
+    for name in reversed(markers):  # or a mix of old and new files would look complete
         (place / name).unlink(missing_ok=True)
     for name in [*(name for name in files if name not in markers), *markers]:
         (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Checks of a :class:`~qwr_rllib.algorithms.qwr.QWRConfig` beyond those of single values.
 
-What a single value may be stands with the settings, in :mod:`qwr_rllib.learning.config`.
+The rules for single values are part of the settings, in :mod:`qwr_rllib.learning.config`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def check_combinations(config: QWRConfig) -> None:
-    """Checks settings against each other, and RLlib's that must have one value.
+    """Checks combinations of settings, and RLlib's settings that allow one value only.
 
     Raises:
         ValueError: one line with the key, its value and what is allowed.
@@ -68,7 +68,7 @@ def check_combinations(config: QWRConfig) -> None:
 
 
 def check_model(model: Mapping[str, Any]) -> None:
-    """Checks the config's ``model``, of which the networks are made.
+    """Checks the config's ``model``, from which the networks are built.
 
     Raises:
         ValueError: one line with the key, its value and what is allowed.
@@ -82,7 +82,7 @@ def check_model(model: Mapping[str, Any]) -> None:
     for name in ("fcnet_hiddens", "post_fcnet_hiddens"):
         widths = model.get(name)
         if name == "post_fcnet_hiddens" and not widths:
-            continue  # RLlib's default, for which the networks have their own
+            continue  # RLlib's default; the networks then use their own
         if not (isinstance(widths, (list, tuple)) and widths and all(map(_is_size, widths))):
             raise ValueError(f"model.{name} must be a list of integers > 0, got {widths!r}")
     filters = model.get("conv_filters")
@@ -99,10 +99,10 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def check_effect(config: QWRConfig, spec: Spec) -> None:
-    """Checks that what was chosen has an effect in the environment.
+    """Checks that every setting that the user chose has an effect in the environment.
 
     Raises:
-        ValueError: naming the setting that has none.
+        ValueError: naming the setting without effect.
     """
     default = type(config)()
 
@@ -126,7 +126,7 @@ _is_size = integer(1).holds
 
 
 def _is_layer(value: Any) -> bool:
-    """True if it is filters, kernel and stride of a convolution."""
+    """Returns whether a value is the filters, kernel and stride of a convolution."""
     if not (isinstance(value, (list, tuple)) and len(value) == 3):
         return False
     filters, kernel, stride = value

@@ -1,4 +1,4 @@
-"""RLlib's carrier of the agent: acts, exchanges weights and state, owns a learner."""
+"""The RLlib policy: acts, exchanges weights and state, owns a learner."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from qwr_rllib.sampling.worker import COLLECTED, NEXT_INFOS
 
 
 class QWRTorchModel(TorchModelV2, nn.Module):
-    """The networks in RLlib's clothes; its output are the parameters of ``pi(.|s)``."""
+    """An RLlib model around the networks; its outputs are the parameters of ``pi(.|s)``."""
 
     def __init__(self, obs_space, action_space, num_outputs, model_config, networks: QWRNetworks):
         TorchModelV2.__init__(self, obs_space, action_space, num_outputs, model_config, "qwr")
@@ -47,7 +47,7 @@ class QWRTorchModel(TorchModelV2, nn.Module):
 
 
 class ConstantStdGaussian(TorchDistributionWrapper):
-    """RLlib's distribution of a :class:`GaussianActor`; its inputs are the mean."""
+    """An RLlib distribution for a :class:`GaussianActor`; its inputs are the mean."""
 
     def __init__(self, inputs: Tensor, model: QWRTorchModel):
         super().__init__(inputs, model)
@@ -80,10 +80,10 @@ class ConstantStdGaussian(TorchDistributionWrapper):
 
 
 class QWRTorchPolicy(TorchPolicyV2):
-    """Acts with the actor; in the Algorithm's local worker it also owns the :class:`Learner`.
+    """A policy that acts; in the Algorithm's local worker it also owns the :class:`Learner`.
 
-    The weights that RLlib exchanges are those that acting needs (actor and normaliser). The
-    policy's state holds everything: critic, target, optimizers, counters and random state too.
+    The weights that RLlib exchanges are only those needed to act (actor and normaliser). The
+    policy's state also holds critic, target, optimizers, counters and random state.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class QWRTorchPolicy(TorchPolicyV2):
         check_actions(action_space, config)
         self.learner: Learner | None = None
         self.episodes: dict[int, int] = {}
-        """The name in the replay of the episode under way in each sub-environment."""
+        """The running episode's name in the replay, by sub-environment."""
         super().__init__(observation_space, action_space, config, max_seq_len=1)
         defaults = self._get_default_view_requirements()
         self.view_requirements = {name: defaults[name] for name in COLLECTED} | {
@@ -132,13 +132,13 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def optimizer(self) -> list:
-        return []  # the learner's, over vectors that RLlib's bookkeeping does not know
+        return []  # the learner has its own, over flat vectors that RLlib cannot track
 
     @override(TorchPolicyV2)
     def compute_actions_from_input_dict(
         self, input_dict, explore=None, timestep=None, episodes=None, **kwargs
     ):
-        """The parent's, without the machinery for recurrent models, exploration and logp."""
+        """Computes actions as the parent, without recurrent state, exploration objects and logp."""
         explore = self.config["explore"] if explore is None else explore
         actor = self.networks.actor
         with torch.inference_mode():
@@ -160,7 +160,7 @@ class QWRTorchPolicy(TorchPolicyV2):
         return self.compute_actions_from_input_dict({SampleBatch.OBS: obs_batch}, explore)
 
     def dist_inputs(self, obs: np.ndarray) -> np.ndarray:
-        """Parameters of ``pi(.|s)`` at raw observations ``(k, ...)``, ``(k, d)``."""
+        """Returns parameters ``(k, d)`` of ``pi(.|s)`` at raw observations ``(k, ...)``."""
         with torch.inference_mode():
             return self._params(obs).cpu().numpy()
 
@@ -171,24 +171,24 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def loss(self, model: ModelV2, dist_class: type, train_batch: SampleBatch) -> list[Tensor]:
-        """The critic's and the actor's loss on the transitions of a batch, for autograd.
+        """Returns the critic's and the actor's loss on a batch of transitions, for autograd.
 
-        Returns of more than one step, which the replay has, end after the first here.
+        Unlike those from the replay, targets here have one step only.
 
         Raises:
-            ValueError: if the policy is of a rollout worker, which has no critic.
+            ValueError: if the policy belongs to a rollout worker, which has no critic.
         """
         view = self._transitions(train_batch)
         return list(self._own_learner().losses(view, view.rows))
 
     @override(Policy)
     def learn_on_batch(self, samples: SampleBatch) -> dict[str, Any]:
-        """A critic step and an actor step on the transitions of a batch, by the learner.
+        """Trains the critic and the actor for one step each on a batch of transitions.
 
         :meth:`QWR.training_step` trains from the replay instead, thousands of steps at a time.
 
         Raises:
-            ValueError: if the policy is of a rollout worker, which has no critic.
+            ValueError: if the policy belongs to a rollout worker, which has no critic.
         """
         learner = self._own_learner()
         custom_metrics: dict[str, Any] = {}
@@ -209,7 +209,7 @@ class QWRTorchPolicy(TorchPolicyV2):
         return self.learner
 
     def _transitions(self, batch: SampleBatch) -> TransitionView:
-        """A batch with ``obs``, ``new_obs``, ``actions``, ``rewards``, ``terminateds`` and mu."""
+        """Makes a view of a batch that has the columns of transitions and mu's parameters."""
 
         def column(name: str, *shape: int) -> Tensor:
             values = torch.as_tensor(batch[name], device=self.device).detach()
@@ -235,13 +235,13 @@ class QWRTorchPolicy(TorchPolicyV2):
     def export_model(
         self, export_dir: str, onnx: int | None = None, env_steps: int | None = None
     ) -> None:
-        """Writes what ``qwr export`` writes: raw observations in, the environment's actions out.
+        """Writes the policy as ``qwr export`` does: raw observations to environment actions.
 
         Args:
-            export_dir: A folder; made where it is missing.
-            onnx: The version of ONNX's operators, for ``model.onnx``; without one ``model.pt`` is
-                written, as TorchScript.
-            env_steps: That the policy was trained for, for the file's metadata.
+            export_dir: The folder; it is created if it is missing.
+            onnx: Version of the ONNX operators of ``model.onnx``; ``None`` writes ``model.pt``,
+                in TorchScript.
+            env_steps: Environment steps of the training, for the file's metadata.
 
         Raises:
             ModuleNotFoundError: if ``onnx`` is given and the package is missing.
@@ -263,7 +263,7 @@ class QWRTorchPolicy(TorchPolicyV2):
     @override(TorchPolicyV2)
     def set_weights(self, weights: dict[str, np.ndarray]) -> None:
         state = {name: torch.tensor(value) for name, value in weights.items()}
-        # The critic, where there is one, is not among the weights that travel.
+        # Exchanged weights have no critic: keep our own, if there is one.
         self.networks.load_state_dict(self.networks.state_dict() | state)
 
     @override(TorchPolicyV2)
@@ -275,7 +275,7 @@ class QWRTorchPolicy(TorchPolicyV2):
 
     @override(TorchPolicyV2)
     def set_state(self, state: PolicyState) -> None:
-        # The parent would put the checkpoint's config over ours, and so old learning rates back.
+        # The parent would replace our config, and so the learning rates, by the checkpoint's.
         spec = state.get("policy_spec")
         super().set_state(
             state | {"policy_spec": spec | {"config": self.config}} if spec else state

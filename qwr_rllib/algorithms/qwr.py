@@ -61,7 +61,7 @@ from qwr_rllib.sampling.collector import Collector, RolloutWorkers, num_steps
 from qwr_rllib.validation import POSITIVE, did_you_mean, from_mapping, integer
 from qwr_rllib.versions import versions
 
-# Below RLlib's logger: its handler and the config's log_level apply.
+# A child of RLlib's logger, so that its handler and the config's log_level apply.
 logger = logging.getLogger("ray.rllib.qwr")
 
 UPDATE_VIEW_TIMER = "update_view"
@@ -70,7 +70,7 @@ ACTOR_TIMER = "actor_phase"
 
 
 class RefusedRowsError(RuntimeError):
-    """More of the collected rows were refused than the config tolerates."""
+    """Raised if more of the collected rows were refused than ``max_refused_fraction`` allows."""
 
 
 _SETTINGS = defaults(QWRSettings)
@@ -99,13 +99,13 @@ def _documented(training: Callable[..., QWRConfig]) -> Callable[..., QWRConfig]:
 class QWRConfig(AlgorithmConfig):
     """Configures :class:`QWR`.
 
-    Minimises, alternating (Kozakowski et al., 2021, https://arxiv.org/abs/2102.06782),
+    Minimises two losses in turn (Kozakowski et al., 2021, https://arxiv.org/abs/2102.06782):
 
         critic:  E[(Q(s, a) - R)^2],  R a multi-step return that bootstraps from
                  F({Q_target(s', a'_j)}),  a'_1..a'_n ~ mu(.|s')
         actor:  -E[sum_j w_j log pi(a_j|s)],  w_j = exp((Q(s, a_j) - V(s)) / beta)
 
-    where mu is the policy that collected the state, whose parameters are in the replay.
+    where mu is the policy that collected the state. The replay stores mu's parameters.
 
     .. code-block:: python
 
@@ -117,7 +117,7 @@ class QWRConfig(AlgorithmConfig):
     """
 
     chosen: frozenset[str] = frozenset()
-    """The attributes that a user has set, be it to their defaults."""
+    """The attributes that the user has set, even if to their defaults."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         self.exploration_config = {"type": "StochasticSampling"}
@@ -129,12 +129,12 @@ class QWRConfig(AlgorithmConfig):
 
         self.num_env_runners = 1
         self.framework_str = "torch"
-        # A row is acknowledged per iteration: fragments are as long as a worker's share of it.
+        # A fragment is a worker's share of an iteration.
         self.rollout_fragment_length = "auto"
         # The normaliser is in the network; a filter would put filtered rows into the replay.
         self.observation_filter = "NoFilter"
-        # RLlib's preprocessor ends the run on an observation outside its space (a NaN is one); here
-        # the replay refuses the row. A Box needs no preprocessing.
+        # RLlib's preprocessor raises on an observation outside its space, such as a NaN; without
+        # it the replay refuses the row. A Box needs no preprocessing.
         self._disable_preprocessor_api = True
         # RLlib would wrap Atari games a second time and clip the returns that it reports.
         self.preprocessor_pref = None
@@ -142,15 +142,15 @@ class QWRConfig(AlgorithmConfig):
         self.evaluation_config = {"explore": False}
         self.restart_failed_env_runners = True
         self.delay_between_env_runner_restarts_s = 1.0
-        # RLlib's 60 would kill workers whose environment is slow: a worker answers when it has
-        # its whole share of an iteration.
+        # RLlib's default of 60 would kill workers with slow environments: a worker answers only
+        # after its whole share of an iteration.
         self.sample_timeout_s = 1800.0
-        self.__dict__["chosen"] = frozenset()  # so far nobody chose anything
+        self.__dict__["chosen"] = frozenset()  # the user has set nothing yet
 
     @_documented
     @override(AlgorithmConfig)
     def training(self, **settings: Any) -> QWRConfig:
-        """Sets settings; defaults: ``docs/settings.md``. Other keys, as ``model``, are RLlib's.
+        """Sets settings; see ``docs/settings.md``. Other keys, such as ``model``, are RLlib's.
 
         Raises:
             ValueError: for an unknown key or one that has no effect.
@@ -168,37 +168,37 @@ class QWRConfig(AlgorithmConfig):
 
     @override(AlgorithmConfig)
     def to_dict(self) -> dict[str, Any]:
-        """As the parent's, without what this class notes of its settings."""
+        """Returns the parent's dict without ``chosen``."""
         return {name: value for name, value in super().to_dict().items() if name != "chosen"}
 
     @override(AlgorithmConfig)
     def update_from_dict(self, config_dict) -> QWRConfig:
-        """As the parent's, but a key that is unknown or does nothing is an error.
+        """Updates the config as the parent does, but refuses keys that are unknown or unused.
 
         Raises:
-            ValueError: naming the key and the nearest known one, or what to set instead.
+            ValueError: naming the key and the closest known one, or what to set instead.
         """
-        now = vars(self) | self.to_dict()  # in which some names end without their "_"
+        now = vars(self) | self.to_dict()  # which writes some names without their final "_"
         known = now.keys() | UNUSED.keys() | {"multiagent", "class"}
-        given = dict(config_dict.items())  # RLlib passes configs, too
+        given = dict(config_dict.items())  # RLlib also passes config objects
         given.pop("chosen", None)
-        if "class" in given:  # of a checkpoint, which an earlier release may have written
+        if "class" in given:  # from a checkpoint, perhaps of an earlier release
             given = {key: value for key, value in given.items() if key not in UNUSED}
             given["model"] = {name: given["model"][name] for name in MODEL_KEYS}
-        # "class" and "_..." are RLlib's and Tune's own bookkeeping.
+        # Keys that begin with "_" belong to RLlib and Tune.
         own = (key for key in given if not key.startswith("_"))
         _refuse_unknown((self._translate_special_keys(key, False) for key in own), known)
-        # The others are set as attributes, which refuses what does nothing.
+        # `__setattr__` refuses the others if they are unused.
         same = unchanged(given, now)
         before = self.chosen
         super().update_from_dict({key: value for key, value in given.items() if key not in same})
-        # Nobody chose what is in a checkpoint, or in a dict that has every setting.
+        # The user did not choose what is in a checkpoint, or in a dict with every setting.
         if "class" in given or len(given.keys() & _SETTINGS.keys()) > len(_SETTINGS) / 2:
             self.__dict__["chosen"] = before
         return self
 
     def __setattr__(self, key: str, value: Any) -> None:
-        # The last that RLlib's own constructor sets: what comes after is of a user.
+        # RLlib's constructor sets `_is_frozen` last: later assignments are not RLlib's.
         if hasattr(self, "_is_frozen"):
             refuse(key, value)
             self.__dict__["chosen"] = self.chosen | {key}
@@ -232,16 +232,16 @@ class QWRConfig(AlgorithmConfig):
 
     @property
     def whole_episodes(self) -> bool:
-        """True if an iteration collects an episode of each worker, and not ``n_interactions``."""
+        """Whether an iteration collects one episode per worker instead of ``n_interactions``."""
         return self.batch_mode == "complete_episodes" and not self.in_evaluation
 
     @property
     def rows_per_iteration(self) -> int:
-        """Environment steps, at least, that an iteration collects."""
+        """Least number of environment steps that an iteration collects."""
         return max(1, self.num_env_runners) if self.whole_episodes else self.n_interactions
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Checks that there are networks and a learner for an environment's spaces.
+        """Checks that networks and a learner can be built for an environment's spaces.
 
         Raises:
             ValueError: naming the space, or a setting that has no effect with it.
@@ -252,7 +252,7 @@ class QWRConfig(AlgorithmConfig):
         Learner(networks_of(spec, self), dataclasses.replace(learner_config(self), compile=False))
 
     def offline_config(self) -> OfflineConfig | None:
-        """The checked ``offline``; ``None`` where all data is collected.
+        """Returns the checked ``offline``; ``None`` if all data is collected.
 
         Raises:
             ValueError: naming the key, the value and what is allowed.
@@ -262,7 +262,7 @@ class QWRConfig(AlgorithmConfig):
         return from_mapping(OfflineConfig, self.offline, "offline")
 
     def load_offline(self, env: gym.Env) -> ReplayStorage | None:
-        """A store with the logged data of ``offline``; ``None`` where all data is collected.
+        """Returns a store with the logged data of ``offline``; ``None`` if all data is collected.
 
         Raises:
             ValueError: see :func:`qwr_rllib.offline.load`.
@@ -293,7 +293,7 @@ class QWRConfig(AlgorithmConfig):
         if isinstance(self.rollout_fragment_length, int):  # evaluation sets its own
             return self.rollout_fragment_length
         if self.whole_episodes:
-            return 1  # what is beyond this is the rest of the episode
+            return 1  # RLlib adds the rest of the episode
         envs = max(1, self.num_env_runners) * self.num_envs_per_env_runner
         return self.n_interactions // envs
 
@@ -334,7 +334,7 @@ class QWR(Algorithm):
                 policy.action_space,
                 config.action_std,
             )
-        # Of images any operation is large enough to be shared, of vectors the learner decides.
+        # With images every operation is large enough for threads; with vectors the learner decides.
         torch.set_num_threads(policy.learner.threads if policy.spec.image else 1)
 
         resources.check_memory(policy.spec, config.replay_capacity)
@@ -355,19 +355,19 @@ class QWR(Algorithm):
         self._blocked_s = 0.0
         self._versions = versions()
         self._offline = config.offline_config()
-        self._num_rows_offline = 0  # of those inserted into the replay
-        self._replay_to_load: dict[str, np.ndarray] = {}  # checked with what else is restored
-        # Without Tune, the folder of the results is what names a run.
+        self._num_rows_offline = 0  # logged rows among those inserted into the replay
+        self._replay_to_load: dict[str, np.ndarray] = {}  # `_check_compatible` checks it
+        # Without Tune, the results folder names the run.
         trial = self.trial_name if self.trial_id != "default" else Path(self.logdir).name
         self._run_metrics = RunMetrics(trial, str(config.env))
 
     @property
     def replay(self) -> ActorHandle:
-        """The replay actor: the store of record. It may be another one after a failure."""
+        """The replay actor, the store of record; after a failure, a new actor."""
         return self.replay_client.actor
 
     def placement(self) -> dict[str, str]:
-        """The id of the node that each part runs on, as ``ray.nodes()`` has it."""
+        """Returns the node id of each part, as in ``ray.nodes()``."""
         nodes = self.env_runner_group.foreach_env_runner(
             lambda worker: (worker.worker_index, ray.get_runtime_context().get_node_id()),
             local_env_runner=False,
@@ -405,10 +405,10 @@ class QWR(Algorithm):
             critic = self.learner.train_critic(self.view, self._counters[NUM_ENV_STEPS_SAMPLED])
         with self._timers[ACTOR_TIMER]:
             actor = self.learner.train_actor(self.view)
-        # A worker that hangs must not be waited for below.
+        # Kills a worker that hangs: the weights' sync below would wait for it.
         self.collector.wait()
         with self._timers[SYNCH_WORKER_WEIGHTS_TIMER]:
-            # Waited for: the next rows are to come from these weights.
+            # Blocks, so that the next rows come from these weights.
             self.env_runner_group.sync_weights(timeout_seconds=self.config.sample_timeout_s)
         batch_size = self.config.train_batch_size
         self._counters[NUM_ENV_STEPS_TRAINED] += batch_size * self.config.n_critic_steps
@@ -441,7 +441,7 @@ class QWR(Algorithm):
         return results
 
     def _collects(self, iteration: int) -> bool:
-        """True if an iteration (the first is 0) collects rows, or trains on logged data alone."""
+        """Returns False if an iteration (the first is 0) trains on logged data alone."""
         if self._offline is None:
             return True
         return self._offline.iterations is not None and iteration >= self._offline.iterations
@@ -456,7 +456,7 @@ class QWR(Algorithm):
         self._update_view()
 
     def _collect(self) -> None:
-        """Collects ``n_interactions`` rows; see :class:`Collector`."""
+        """Collects an iteration's rows; see :class:`Collector`."""
         collected = self.collector.complete(self._num_steps_in_view, self.learner.num_actor_updates)
         self._blocked_s = collected.blocked_s
         refused = collected.metrics["num_rows_refused_lifetime"] - self._replay_metrics.get(
@@ -487,14 +487,14 @@ class QWR(Algorithm):
         }
 
     def _update_normalizer(self, new: torch.Tensor) -> None:
-        if not self.view.spec.image:  # which have no statistics
+        if not self.view.spec.image:  # images need no statistics
             self.learner.update_normalizer(self.view.observations(new))
 
     @override(Algorithm)
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Writes a checkpoint that is whole or not there at all; one before stays until then.
+        """Writes a checkpoint, completely or not at all; an earlier one stays until then.
 
-        Nothing else in the folder is touched. The replay is ``replay.npz``, plain arrays.
+        Other files in the folder are not touched. ``replay.npz`` is the replay, as plain arrays.
 
         Raises:
             FileExistsError: if the folder has something else under a name that a checkpoint uses.
@@ -506,7 +506,7 @@ class QWR(Algorithm):
 
     @override(Algorithm)
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Restores everything, the replay too.
+        """Restores everything, including the replay.
 
         Raises:
             ValueError: if the checkpoint is missing or incomplete, or of another environment,
@@ -523,7 +523,7 @@ class QWR(Algorithm):
     @classmethod
     @override(Algorithm)
     def from_checkpoint(cls, path, filesystem=None, **kwargs) -> QWR:
-        """As the parent's; the replay is restored too.
+        """Builds the algorithm of a checkpoint as the parent does, and restores the replay.
 
         Raises:
             ValueError: if the checkpoint is missing, incomplete or of another version.
@@ -539,7 +539,7 @@ class QWR(Algorithm):
     def _load_replay(self, arrays: dict[str, np.ndarray]) -> None:
         self.collector.abandon_round()
         self.replay_client.call("load", arrays)
-        # With overlap_sampling there may be rows of the next iteration, which are new.
+        # With overlap_sampling the replay may hold new rows, those of the next iteration.
         new, metrics = self.replay_client.update_view()
         self._replay_metrics = dict(metrics)
         self._update_normalizer(new)
@@ -581,7 +581,7 @@ class QWR(Algorithm):
 
     def _check_compatible(self, state: dict[str, Any]) -> None:
         saved_learner = state["worker"]["policy_states"][DEFAULT_POLICY_ID].get("learner", {})
-        # An older learner has no gamma, which its config has.
+        # Older checkpoints have gamma in their config only.
         missing = [
             *({"num_rows_offline", "num_steps_in_view", "num_inserted_seen"} - state.keys()),
             *(self.learner.state_dict().keys() - {"gamma"} - saved_learner.keys()),
@@ -590,7 +590,7 @@ class QWR(Algorithm):
             raise ValueError(
                 f"it lacks {', '.join(sorted(missing))}: it is of another version or algorithm"
             )
-        # A class of a script is another object in the script's next run.
+        # A script's class is a different object in the script's next run: compare names.
         env, own_env = (
             getattr(env, "__qualname__", env) for env in (state["config"]["env"], self.config.env)
         )
@@ -627,13 +627,13 @@ class QWR(Algorithm):
 
     @override(Algorithm)
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Becomes another trial in the same process, which Tune's ``reuse_actors`` asks for.
+        """Starts another trial in the same process, for Tune's ``reuse_actors``.
 
-        Everything is made anew, so that with a seed the trial is the same as in a process of its
-        own; what is saved is the start of the process and its imports.
+        Everything is built again, so that a seed gives the same trial as in a new process. Only
+        the start of the process and its imports are saved.
         """
         self.stop()
-        # What Tune hands to a new trainable inside its config.
+        # Tune passes these to a new trainable inside its config.
         own = {
             TRIAL_INFO: self._trial_info,
             STDOUT_FILE: self._stdout_file,
@@ -645,7 +645,7 @@ class QWR(Algorithm):
     @override(Algorithm)
     def cleanup(self) -> None:
         if hasattr(self, "collector"):
-            self.collector.wait()  # RLlib would wait for a worker that hangs, without a time-out
+            self.collector.wait()  # RLlib would wait for a hanging worker without a time-out
         super().cleanup()
         if hasattr(self, "replay_client"):
             self.replay_client.stop()

@@ -21,7 +21,7 @@ logger = logging.getLogger("ray.rllib.qwr")
 
 
 def learner_threads(config: Any) -> int:
-    """CPU threads of the learner by a ``QWRConfig``'s dict; at least 1."""
+    """Returns the learner's number of CPU threads, at least 1, for a ``QWRConfig``'s dict."""
     threads = config["learner_threads"]
     if threads == "auto":
         runners = config["num_env_runners"] * config["num_cpus_per_env_runner"]
@@ -31,16 +31,16 @@ def learner_threads(config: Any) -> int:
 
 
 def _num_cpus() -> int:
-    """CPUs that this process may use; macOS and Windows cannot tell them from all."""
+    """Returns the number of CPUs that this process may use; on macOS and Windows, of all CPUs."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def check_memory(spec: Spec, replay_capacity: int) -> None:
-    """Logs what the replay and its view take.
+    """Logs the memory that the replay and its view take.
 
     Raises:
-        ValueError: if it is more than the memory of this node, with both figures.
+        ValueError: with both figures, if it exceeds the memory of this node.
     """
     needed = 2 * memory_bytes(spec, replay_capacity)
     rows = f"{replay_capacity} rows of {spec.obs_shape} observations"

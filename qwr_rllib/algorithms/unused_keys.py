@@ -1,7 +1,7 @@
-"""RLlib's settings that do nothing here: given by a user, they are refused by name.
+"""RLlib's settings that have no effect here: setting one of them is an error.
 
-QWR runs on RLlib's old API stack with a learner and networks of its own. What configures the new
-stack, RLlib's learners, its readers of logged data or its models would be accepted and ignored.
+QWR runs on RLlib's old API stack with its own learner and networks. Without this check, settings
+of the new stack and of RLlib's learners, data readers and models would be silently ignored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OWN_LEARNER = "QWR has a learner of its own, in the main process"
 _NEW_STACK = "it is of RLlib's new API stack, QWR is on the old one"
 
 UNUSED: dict[str, str] = {
-    # What to do instead, or why it has no effect, for each attribute of an AlgorithmConfig.
+    # Attribute of an AlgorithmConfig -> what to set instead, or why it has no effect.
     "lr": "set critic_lr and actor_lr",
     "minibatch_size": "set train_batch_size",
     "train_batch_size_per_learner": "set train_batch_size",
@@ -154,7 +154,7 @@ UNUSED: dict[str, str] = {
 }
 
 MODEL_KEYS = ("fcnet_hiddens", "fcnet_activation", "conv_filters", "post_fcnet_hiddens")
-"""Those of RLlib's ``model`` that the networks are made from."""
+"""The keys of RLlib's ``model`` from which the networks are built."""
 UNUSED_MODEL: dict[str, str] = {
     name: f"the networks are made from {', '.join(MODEL_KEYS)}"
     for name in MODEL_DEFAULTS
@@ -165,17 +165,17 @@ UNUSED_MODEL: dict[str, str] = {
 def refuse(name: str, value: Any, unused: Mapping[str, str] = UNUSED, where: str = "") -> None:
     """Raises ``ValueError`` if a setting does nothing, saying what to set instead."""
     if name in unused:
-        # The methods of a config take `learner_class`, where it keeps `_learner_class`.
+        # A config's methods take `learner_class` and store it as `_learner_class`.
         raise ValueError(f"{where}{name.lstrip('_')} has no effect, {unused[name]}; got {value!r}")
 
 
 def unchanged(
     given: Mapping[str, Any], now: Mapping[str, Any], unused: Mapping[str, str] = UNUSED
 ) -> set[str]:
-    """The keys of a complete dict whose values are what the config has already.
+    """Returns the keys of a complete dict whose values equal the config's.
 
-    RLlib and Tune pass complete configs around as dicts (``to_dict()``, ``result.json``). One that
-    has most of the unused keys was not written by hand: nobody chose what is in it.
+    RLlib and Tune pass complete configs as dicts (``to_dict()``, ``result.json``). A dict with most
+    of the unused keys is such a config; for a dict that a user wrote, the result is empty.
     """
     if sum(name in unused for name in given) <= len(unused) / 2:
         return set()
@@ -183,5 +183,5 @@ def unchanged(
 
 
 def _text(value: Any) -> str:
-    """A value as JSON writes it, classes and functions by their names."""
+    """Returns a value as JSON; other objects are strings without their memory addresses."""
     return re.sub(r" at 0x\w+", "", json.dumps(value, default=str))

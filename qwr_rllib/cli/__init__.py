@@ -1,7 +1,7 @@
 """The commands ``rllib`` and ``qwr``.
 
-Ray had a command ``rllib`` until 2.41. This one reads the same YAML and Python files, knows the
-same options and any of RLlib's algorithms, and checks everything before Ray starts.
+Ray had a command ``rllib`` until 2.41. This one reads the same YAML and Python files, has the same
+options, trains any of RLlib's algorithms, and checks everything before Ray starts.
 
 Exit codes: 0 done, 1 the run failed, 2 wrong usage or configuration, 130 interrupted.
 """

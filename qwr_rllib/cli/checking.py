@@ -1,7 +1,7 @@
 """``rllib check``: whether an environment is fit for QWR, and what QWR will do with it.
 
-No Ray is started: the environment is made as a rollout worker makes it, looked at by Gymnasium's
-own checker and played with random actions.
+Starts no Ray: makes the environment as a rollout worker does, runs Gymnasium's checker on it and
+plays it with random actions.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from qwr_rllib.replay.layout import memory_bytes
 from qwr_rllib.specs import Spec
 
 FAILED = 1
-MOST_SECONDS = 5.0  # of playing
+MOST_SECONDS = 5.0  # of play
 REWARDS = (0.01, 100.0)
-"""Range of mean absolute rewards for which the critic's first values are made."""
+"""Range of mean absolute rewards that the critic's initial values suit."""
 OF_NO_CONCERN = (
-    "different from the unwrapped version",  # what is trained on is wrapped
+    "different from the unwrapped version",  # training wraps it
     "symmetric and normalized space",  # QWR scales actions
-    "probably too low",  # and observations by what is seen of them
+    "probably too low",  # QWR normalises observations
     "probably too high",
 )
-"""Warnings of Gymnasium's checker about what does not matter here."""
+"""Warnings of Gymnasium's checker that do not matter here."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Played:
     """Lengths of the episodes that ended."""
     returns: list[float] = field(default_factory=list)
     running: int = 0
-    """Steps of the episode that did not."""
+    """Steps of the episode that has not ended."""
     seconds: float = 0.0
 
 
@@ -77,7 +77,7 @@ def check(
     steps: int,
     seed: int,
 ) -> int:
-    """Prints what is found.
+    """Checks an environment and prints the findings.
 
     Returns:
         The exit code: 0 if QWR can train on the environment, else 1.
@@ -122,7 +122,7 @@ def check(
 
 
 def _ask_gymnasium(env: Any, findings: Findings) -> None:
-    """Runs Gymnasium's checker: what it raises is a problem, of what it warns a note."""
+    """Runs Gymnasium's checker: its error becomes a problem, its warnings become notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -138,7 +138,7 @@ def _ask_gymnasium(env: Any, findings: Findings) -> None:
 def _describe_spaces(
     env: gym.Env[Any, Any], config: QWRConfig, findings: Findings, table: Table
 ) -> None:
-    """Says what becomes of observations and actions."""
+    """Describes how QWR uses observations and actions."""
     table.add_row("observations", one_line(env.observation_space))
     table.add_row("actions", one_line(env.action_space))
     flattened = is_flattened(env.observation_space)
@@ -214,7 +214,7 @@ def _action(spec: Spec, space: gym.Space[Any], config: QWRConfig) -> str:
 def _play(
     env: gym.Env[Any, Any], config: QWRConfig, steps: int, seed: int, findings: Findings
 ) -> Played:
-    """Plays with random actions, for so many steps or :data:`MOST_SECONDS`."""
+    """Plays with random actions for ``steps`` steps, at most :data:`MOST_SECONDS`."""
     played = Played()
     seen = require_observation_shape(fitted(env), 0)
     seen.action_space.seed(seed)
@@ -270,7 +270,7 @@ def _play(
 def _describe_play(
     env: gym.Env[Any, Any], config: QWRConfig, played: Played, findings: Findings, table: Table
 ) -> None:
-    """Says what was seen, beside what the settings make of it."""
+    """Describes the observed play and what the settings mean for it."""
     if not played.rewards:
         return
     steps, interactions = len(played.rewards), config.n_interactions
@@ -327,7 +327,7 @@ def _describe_play(
 
 
 def _time_limit(env: gym.Env[Any, Any]) -> int | None:
-    """The steps after which an episode is cut, by a wrapper or the registration."""
+    """Returns the steps after which a wrapper or the registration truncates an episode."""
     wrapped: Any = env
     while isinstance(wrapped, gym.Wrapper):
         if isinstance(wrapped, TimeLimit):

@@ -1,7 +1,7 @@
 """The commands' names, options and help texts.
 
-What a command does is in a module of its own, which is imported when the command runs: Ray, torch
-and pandas take seconds, and neither help nor a wrong option needs them.
+Each command is implemented in its own module, which is imported when the command runs: importing
+Ray, torch and pandas takes seconds, and help and usage errors do not need them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwr_rllib.cli.errors import (
 from qwr_rllib.cli.options import JsonObject, with_options
 from qwr_rllib.cli.policies import located
 
-# What every way to start a training has.
+# Options of every command that trains.
 RUN_OPTIONS = [
     click.option("--env", "-e", help="The environment; overrides the file's."),
     click.option("--stop", "-s", type=JsonObject(), default={}, metavar="JSON",
@@ -82,7 +82,7 @@ def train_file(path: Path, **options: Any) -> int:
     return training.train_file(path, options)
 
 
-# What every way to play a checkpoint's policy has.
+# Options of every command that plays a checkpoint's policy.
 CHECKPOINT_OPTIONS = [
     click.option("--algo", "--run", help="Refuse a checkpoint of another algorithm."),
     click.option("--env", help="Another environment than the checkpoint's."),
@@ -197,8 +197,8 @@ def record(checkpoint: Path, **options: Any) -> None:
 def export(checkpoint: Path, out: Path, **options: Any) -> None:
     """Write a checkpoint's policy as one file that acts without Ray and this package.
 
-    It takes raw observations and returns the environment's actions, those of `evaluate`.
-    CHECKPOINT is as there. Neither Ray nor an environment is started.
+    The file takes raw observations and returns the environment's actions, those of `evaluate`.
+    CHECKPOINT is as in `evaluate`. Neither Ray nor an environment is started.
     """
     checkpoint = located(checkpoint)
     require_folder_of(out)
@@ -219,7 +219,7 @@ def push(checkpoint: Path, **options: Any) -> None:
     """Publish a checkpoint's policy on the Hugging Face Hub, with a card.
 
     CHECKPOINT is as in `evaluate`, which plays what was pushed as hf:OWNER/REPO. The repository
-    is made where it is missing. You are who `hf auth login` or HF_TOKEN says.
+    is created if it is missing. Log in with `hf auth login` or set HF_TOKEN first.
     """
     checkpoint = located(checkpoint)
     from qwr_rllib.cli import publishing
@@ -263,8 +263,8 @@ def report(**options: Any) -> None:
 def theorem(**options: Any) -> None:
     """Show the limit of AWR, and that QWR does not have it.
 
-    Trains both on logged episodes in which every state has one action, and on such where a share
-    of the states has two. No Ray is started; docs/theorem.md says what is seen.
+    Trains both on logged episodes in which every state has one action, and on episodes in which a
+    share of the states has two. No Ray is started; docs/theorem.md explains the results.
     """
     from qwr_rllib.cli.theorem import theorem
 

@@ -43,7 +43,7 @@ from qwr_rllib.cli.experiments import make_env, read_file
 from qwr_rllib.deployment import read
 
 NEW_STACK = Version("2.0")
-"""RLlib's version of the checkpoints whose algorithms are on the new API stack."""
+"""RLlib's first checkpoint version for algorithms on the new API stack."""
 DEFAULT_EPISODES = 10
 FILE_HINT = "give an environment of your own by --file, the training's YAML or Python file"
 RENDER_HINT = (
@@ -61,11 +61,11 @@ class EpisodeResult:
     episode_return: float
     length: int
     complete: bool = True
-    """False where the limit of steps cut it."""
+    """False if the limit of steps cut it."""
 
 
 class OldStackAgent:
-    """A ``Policy`` with its connectors: they preprocess, filter, unsquash and clip."""
+    """A ``Policy`` with its connectors, which preprocess, filter, unsquash and clip."""
 
     def __init__(self, checkpoint: Path) -> None:
         policies = Policy.from_checkpoint(str(checkpoint))
@@ -85,7 +85,7 @@ class OldStackAgent:
         return action
 
     def dist_inputs(self, observation: Any) -> np.ndarray | None:
-        """The parameters of the distribution that exploring samples, where they say it all."""
+        """Returns the action distribution's parameters; ``None`` for other packages' policies."""
         if isinstance(self._policy, QWRTorchPolicy):
             return self._policy.dist_inputs(np.asarray(observation)[None])[0]
         return None
@@ -125,7 +125,7 @@ class NewStackAgent:
         return self._extra.pop(Columns.ACTIONS_FOR_ENV, self._action)
 
     def dist_inputs(self, observation: Any) -> None:
-        """Not known: another algorithm's distribution is not of this package's kind."""
+        """Returns ``None``: another algorithm's distribution is not of this package's kind."""
 
     def observe(self, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
         self._episode.add_env_step(
@@ -162,7 +162,7 @@ class ExportedAgent:
             return self._policy.to_env(actions).numpy()[0]
 
     def dist_inputs(self, observation: Any) -> np.ndarray:
-        """The parameters of the distribution that exploring samples."""
+        """Returns the action distribution's parameters."""
         with torch.inference_mode():
             return self._policy.networks.dist_inputs(_batch(observation)).numpy()[0]
 
@@ -178,10 +178,10 @@ Agent = OldStackAgent | NewStackAgent | ExportedAgent
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint at ``path``, or the last one of the Tune trial or experiment there.
+    """Returns the checkpoint at ``path``, or the last one of the Tune trial or experiment there.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no checkpoint.
     """
     require_folder(path, "checkpoint")
     path = path.resolve()
@@ -199,10 +199,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_algorithm(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, dict[str, Any]]:
-    """The algorithm, its config and what else its state has.
+    """Reads a checkpoint's algorithm, its config and its whole state.
 
     Raises:
-        ConfigError: It is truncated, of an unknown kind, or of several agents.
+        ConfigError: The checkpoint is truncated, of an unknown kind, or of several agents.
     """
     try:
         info = get_checkpoint_info(str(checkpoint))
@@ -222,10 +222,10 @@ def read_algorithm(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, 
 
 
 def load_exported(path: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
-    """The algorithm, the config of its environment, and the policy of a file.
+    """Loads the algorithm, the config of its environment, and the policy of a file.
 
     Raises:
-        ConfigError: It is no policy, or not whole.
+        ConfigError: The file is no policy, or is incomplete.
     """
     try:
         agent = ExportedAgent(path)
@@ -239,7 +239,7 @@ def load_exported(path: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
 
 
 def load_checkpoint(checkpoint: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
-    """The algorithm, its config with that of its evaluation, and the policy.
+    """Loads a checkpoint's algorithm, its evaluation config, and the policy.
 
     Raises:
         ConfigError: see :func:`read_algorithm`.
@@ -266,15 +266,16 @@ def play(
     steps: int | None,
     on_step: Callable[[int, int], None] = lambda episode, step: None,
 ) -> Iterator[EpisodeResult]:
-    """Plays so many episodes or steps, whichever are done first.
+    """Plays until a number of episodes or steps is reached, and yields each episode's result.
 
     Args:
-        agent: Who plays.
-        env: Where.
-        seed: Of the first episode; the next has the next.
-        episodes: At most so many; ``None`` is any number.
-        steps: At most so many, over all episodes: the last is cut there. ``None`` is no limit.
-        on_step: Called after each step with the episode, from 0, and the number of steps so far.
+        agent: The agent that plays.
+        env: The environment.
+        seed: Seed of the first episode; each further episode adds 1.
+        episodes: Maximum number of episodes; ``None`` for no limit.
+        steps: Maximum number of steps over all episodes: the last episode is cut there. ``None``
+            for no limit.
+        on_step: Called after each step with the episode, from 0, and its number of steps so far.
     """
     left = math.inf if steps is None else steps
     for episode in itertools.count() if episodes is None else range(episodes):
@@ -302,7 +303,7 @@ def played(
     episodes: int | None,
     steps: int | None,
 ) -> list[EpisodeResult]:
-    """:func:`play` with a bar, on a terminal."""
+    """Returns the results of :func:`play`; shows a progress bar on a terminal."""
     results: list[EpisodeResult] = []
     bar = rich.progress.Progress(
         *rich.progress.Progress.get_default_columns(),
@@ -328,7 +329,7 @@ def played(
 
 
 def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> None:
-    """Writes the episodes as CSV, or with what is known about them as JSON, by the suffix."""
+    """Writes the episodes as CSV if the suffix is ``.csv``, else as JSON with ``about``."""
     rows = [asdict(result) for result in results]
     with open(path, "w", newline="") as file:
         if path.suffix == ".csv":
@@ -340,11 +341,10 @@ def write(path: Path, about: dict[str, Any], results: list[EpisodeResult]) -> No
 
 
 def filmed(env: gym.Env[Any, Any], folder: Path) -> gym.Env[Any, Any]:
-    """Has every episode of an environment written as an MP4.
+    """Wraps an environment so that every episode is written as an MP4.
 
     Raises:
-        ConfigError: It cannot be rendered to pictures here, or the package that writes them is
-            missing.
+        ConfigError: The environment cannot be rendered to pictures, or moviepy is missing.
     """
     try:
         import moviepy  # noqa: F401
@@ -366,17 +366,17 @@ def opened(
     modules_file: Path | None,
     render: bool = False,
 ) -> tuple[Path, type[Algorithm], AlgorithmConfig, Agent, gym.Env[Any, Any]]:
-    """The checkpoint at a path, what is in it, and its environment or another of its spaces.
+    """Loads the checkpoint at a path; makes its environment, or ``env`` with the same spaces.
 
-    With ``render``, the environment is one that gives pictures.
+    With ``render``, the environment renders pictures.
 
     Raises:
-        ConfigError: There is none, it cannot be loaded, or the environment does not fit.
+        ConfigError: There is no checkpoint, it cannot be loaded, or the environment does not fit.
     """
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # The policy is built on a GPU where there is one.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Else the policy would be built on a GPU.
     exported = checkpoint.suffix == ".safetensors"
     found = checkpoint if exported else find_checkpoint(checkpoint)
     if modules_file:
@@ -402,7 +402,7 @@ def opened(
         config.env_config = config.env_config | {"render_mode": "rgb_array"}
         if "DISPLAY" not in os.environ:
             os.environ.setdefault("MUJOCO_GL", "egl")
-        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame opens it, to be silent
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame opens an audio device
     try:
         environment = make_env(algorithm, config)
     except ConfigError as error:
@@ -428,7 +428,7 @@ def evaluate(
     seed: int,
     modules_file: Path | None,
 ) -> None:
-    """``rllib evaluate``."""
+    """Runs ``rllib evaluate``."""
     if out and out.suffix not in (".json", ".csv"):
         raise ConfigError(f"--out: expected a .json or .csv file, got {out}")
     require_folder_of(out)
@@ -442,7 +442,7 @@ def evaluate(
         results = played(console, agent, environment, seed, limit, steps)
         environment.close()  # writes the last episode's video
 
-    # What a cut episode would have returned is not known.
+    # The return of a cut episode is not known.
     counted = [result for result in results if result.complete] or results
     returns = [result.episode_return for result in counted]
     lengths = [result.length for result in counted]

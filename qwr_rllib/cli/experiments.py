@@ -1,4 +1,4 @@
-"""Experiments from YAML files, Python files and options; all of it checked before Ray starts."""
+"""Experiments from YAML files, Python files and options; checked before Ray starts."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ DATA_KEYS = (
 
 @dataclass(frozen=True)
 class Overrides:
-    """Options of the command line, which go before what an experiment's file says."""
+    """Options of the command line, which override an experiment's file."""
 
     env: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    """Settings; the keys of a mapping such as ``env_config`` go before the file's one by one."""
+    """Settings; a mapping such as ``env_config`` overrides the file's key by key."""
     stop: dict[str, Any] = field(default_factory=dict)
     storage_path: str | None = None
     checkpoint_config: dict[str, Any] = field(default_factory=dict)
     log_level: str | None = None
     sweep: dict[str, Any] = field(default_factory=dict)
-    """``scheduler``, ``scheduler_config`` and ``max_concurrent_trials``, where given."""
+    """``scheduler``, ``scheduler_config`` and ``max_concurrent_trials``, if given."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +69,16 @@ class Experiment:
 
     name: str
     stop: dict[str, float]
-    """Flat: ``{"env_runners/episode_return_mean": 100}``."""
+    """Flat stop criteria: ``{"env_runners/episode_return_mean": 100}``."""
     storage_path: str
     resources: dict[str, float]
-    """Resources of the most demanding of its trials, such as ``{"CPU": 2.0}``."""
+    """Resources of its most demanding trial, such as ``{"CPU": 2.0}``."""
     num_trials: int
     tune_spec: dict[str, Any]
     """The specification that Tune's ``Experiment.from_json`` takes."""
     sweep: Sweep
     gpu_if_any: bool
-    """``num_gpus`` is "auto": 1 where Ray has a GPU, else 0."""
+    """Whether ``num_gpus`` is "auto": 1 if Ray has a GPU, else 0."""
     loggers: list[LoggerCallback]
 
     @property
@@ -86,7 +86,7 @@ class Experiment:
         return f"{self.storage_path}/{self.name}"
 
     def spec_where(self, gpus: float) -> dict[str, Any]:
-        """Its ``tune_spec`` for a Ray that has so many GPUs."""
+        """Returns its ``tune_spec`` for a Ray with ``gpus`` GPUs."""
         config = self.tune_spec["config"]
         if self.gpu_if_any and gpus:
             config = config | {"num_gpus": 1}
@@ -97,7 +97,7 @@ class Experiment:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose ``5e-4`` is a number, as in YAML 1.2, and whose keys may not be repeated."""
+    """A YAML loader that reads ``5e-4`` as a number, as in YAML 1.2, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -116,10 +116,10 @@ _Loader.add_implicit_resolver(
 def read_file(path: Path) -> tuple[dict[str, dict[str, Any]], UserModules]:
     """Reads the experiments of a YAML or a Python file and loads the user's modules.
 
-    A YAML file is ``{experiment name: {run, env, config, stop, ...}}``, with a list of modules at
-    ``imports`` there or in an experiment. A Python file defines ``config``, an
-    ``AlgorithmConfig``, and perhaps a dict ``stop``. Modules are looked for in the current folder
-    and the file's.
+    A YAML file is ``{experiment name: {run, env, config, stop, ...}}``; ``imports``, at the top
+    level or in an experiment, lists modules. A Python file defines ``config``, an
+    ``AlgorithmConfig``, and optionally a dict ``stop``. Modules are searched in the current folder
+    and in the file's folder.
 
     Returns:
         The experiments by their name, and the modules that their workers load.
@@ -173,10 +173,10 @@ def _read_yaml(path: Path) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
 
 
 def load_user_modules(modules: UserModules) -> list[ModuleType]:
-    """Loads the user's modules here in the driver.
+    """Loads the user's modules in the driver.
 
     Raises:
-        ConfigError: One of them cannot be imported.
+        ConfigError: A module cannot be imported.
     """
     try:
         return modules.load()
@@ -189,12 +189,12 @@ def load_user_modules(modules: UserModules) -> list[ModuleType]:
 
 
 def resolve_algorithm(run: Any, where: str) -> type[Algorithm]:
-    """The algorithm called ``PPO``, registered with Tune as such, or at ``package.module:Class``.
+    """Returns the algorithm by its name in RLlib or Tune, or at ``package.module:Class``.
 
     Raises:
         ConfigError: There is no such algorithm.
     """
-    qwr_rllib.register()  # a Ray that was shut down in this process took the names with it
+    qwr_rllib.register()  # an earlier `ray.shutdown()` in this process cleared the names
     try:
         if not isinstance(run, str):
             found = run
@@ -216,7 +216,7 @@ def resolve_algorithm(run: Any, where: str) -> type[Algorithm]:
 
 
 def _registered(category: str) -> list[str]:
-    # Before Ray is started, Tune's registry keeps what is registered here.
+    # Before Ray starts, Tune's registry keeps the registered names here.
     names: list[str] = [key for kind, key in _global_registry._to_flush if kind == category]
     return [name for name in names if not name.startswith("__")]
 
@@ -225,10 +225,10 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
     """Makes the environment as a rollout worker does.
 
     Raises:
-        ConfigError: It cannot be made; says what to install where gymnasium knows.
+        ConfigError: It cannot be made; names the package to install if gymnasium does.
     """
     if str(config.env).startswith("ALE/"):
-        # Where something has imported ale-py it could be made here, but not in the workers.
+        # If something imported ale-py, it could be made here, but not in the workers.
         raise ConfigError(
             f"cannot make env {config.env!r}: workers know it as 'ale_py:{config.env}' "
             "(pip install ale-py)"
@@ -238,7 +238,7 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
         _, creator = algorithm._get_env_id_and_creator(config.env, config)
         return creator(EnvContext(config.env_config, worker_index=0))
     except Exception as error:
-        # RLlib puts a page of its own in front of gymnasium's error, which knows what is missing.
+        # RLlib puts a long text in front of gymnasium's error, which names what is missing.
         cause = error.__context__ if isinstance(error, EnvError) else error
         known = _registered(ENV_CREATOR)
         hint = "" if config.env in known else did_you_mean(str(config.env), known)
@@ -246,12 +246,12 @@ def make_env(algorithm: type[Algorithm], config: AlgorithmConfig) -> Any:
 
 
 def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> Experiment:
-    """Checks an experiment, in every point of its grid, without starting Ray.
+    """Checks an experiment, at every point of its grid, without starting Ray.
 
     Args:
         name: The experiment's name.
         spec: ``run``, ``env``, ``config``, ``stop``, ``checkpoint_config``, ... as in a YAML file.
-        overrides: What the command line says.
+        overrides: The options of the command line.
 
     Raises:
         ConfigError: It cannot be run: unknown or impossible settings, or an environment that
@@ -268,7 +268,7 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
         both = isinstance(value, dict) and isinstance(config.get(key), dict)
         config = config | {key: config[key] | value if both else value}
     config = with_spaces(config, f"{name}: config")
-    # What Tune adds to the config of a trial, and so to its `result.json`.
+    # Tune adds keys with "__" to the config of a trial, and so to its `result.json`.
     config = {key: value for key, value in config.items() if not key.startswith("__")}
     env = overrides.env or spec.get("env") or config.get("env")
     config |= {"env": env} if env else {}
@@ -319,7 +319,7 @@ def check_experiment(name: str, spec: dict[str, Any], overrides: Overrides) -> E
 
 
 def _own_defaults(algorithm: type[Algorithm]) -> dict[str, Any]:
-    """Adds QWR's defaults: a trial that a later release resumes keeps those it began with."""
+    """Returns QWR's defaults, stored with a trial so that a later release resumes it unchanged."""
     defaults = algorithm.get_default_config()
     if not isinstance(defaults, QWRConfig):
         return {}
@@ -337,10 +337,10 @@ def _mapping(spec: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 def _check_variants(
     name: str, algorithm: type[Algorithm], config: dict[str, Any], sweep: Sweep
 ) -> tuple[dict[str, float], int]:
-    """Checks every point of the grid, samplers with one draw.
+    """Checks every point of the grid, with one draw of each sampler.
 
     Returns:
-        What the most demanding trial needs, and the number of points.
+        The resources of the most demanding trial, and the number of points.
     """
     resources: dict[str, float] = {}
     envs: dict[str, Any] = {}
@@ -373,12 +373,12 @@ def _check_variants(
 
 
 def _check_env(config: QWRConfig, env: Any, read: set[str]) -> None:
-    """Checks spaces and logged data; ``read`` are those of which this is known."""
+    """Checks spaces and logged data; ``read`` collects the data that has been checked."""
     config.check_spaces(env.observation_space, env.action_space)
     data = str([getattr(config, name) for name in DATA_KEYS])
     if data not in read:
         read.add(data)
-        config.load_offline(env)  # all of it: what is wrong with logged data is known first
+        config.load_offline(env)  # all of it, to find errors before training
 
 
 def _check_config(
@@ -386,7 +386,7 @@ def _check_config(
 ) -> AlgorithmConfig:
     checked = algorithm.get_default_config()
     known = {*vars(checked), *checked.to_dict()}
-    # RLlib takes any key and makes an attribute of it: the new ones are the unknown.
+    # RLlib makes an attribute of any key: new attributes are unknown keys.
     checked.update_from_dict(copy.deepcopy(config))
     if unknown := vars(checked).keys() - known:
         check_keys(sorted(unknown), known, f"{where}: config")

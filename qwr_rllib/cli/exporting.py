@@ -1,4 +1,4 @@
-"""``qwr export``: a checkpoint's policy in one file, for where neither Ray nor this package is."""
+"""``qwr export``: a checkpoint's policy in one file, for use without Ray and this package."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from qwr_rllib.envs.atari import frame_stack_of
 
 
 def read_policy(checkpoint: Path) -> DeployedPolicy:
-    """The policy of a file, or of a checkpoint of QWR, AWR or AWAC, without learner or Ray.
+    """Reads the policy of a file, or of a checkpoint of QWR, AWR or AWAC; starts no Ray.
 
     Raises:
-        ConfigError: It cannot be read, or is of another algorithm.
+        ConfigError: The policy cannot be read, or is of another algorithm.
     """
     if checkpoint.suffix == ".safetensors":
         try:
@@ -55,7 +55,7 @@ def read_policy(checkpoint: Path) -> DeployedPolicy:
 
 
 def export(checkpoint: Path, kind: str, out: Path, modules_file: Path | None) -> None:
-    """``qwr export``."""
+    """Runs ``qwr export``."""
     if modules_file:
         read_file(modules_file)
     exported = checkpoint.suffix == ".safetensors"

@@ -1,4 +1,4 @@
-"""Ends a run on Ctrl-C, after a checkpoint of every running trial."""
+"""Interruption of a run by Ctrl-C, after a checkpoint of every running trial."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ray.tune.experiment import Trial
 from ray.tune.result import SHOULD_CHECKPOINT
 from rich.console import Console
 
-# `timeout` sends SIGTERM to its child and then to the child's process group, and what passes a
-# terminal's SIGINT on doubles that too: within so many seconds signals are one.
+# Signals within this many seconds count as one: `timeout` sends SIGTERM to its child and then to
+# the child's process group, and programs that forward a terminal's SIGINT also double it.
 SAME_SIGNAL_S = 1.0
 
 
 class Interruption(Callback):
-    """Ends a run on SIGINT or SIGTERM, once its running trials have saved a checkpoint.
+    """A callback that ends a run on SIGINT or SIGTERM, after running trials saved a checkpoint.
 
-    Tune's own handler saves the state of the experiment, not of its trials: what they learned
-    since their last checkpoint would be lost. Trials without checkpoints are not waited for.
+    Tune's own handler saves the state of the experiment but not of its trials, which would lose
+    their progress since the last checkpoint. Trials without checkpoints are not waited for.
     """
 
     def __init__(self, console: Console) -> None:
@@ -34,7 +34,7 @@ class Interruption(Callback):
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handles SIGINT and SIGTERM within the block; the second of them aborts.
+        """Handles SIGINT and SIGTERM within the block; the second signal aborts.
 
         Raises:
             KeyboardInterrupt: On the second signal.
@@ -56,7 +56,7 @@ class Interruption(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self.requested and self._unsaved is None:
-            # Not in the handler: the signal may have come in the midst of another print.
+            # Not in the handler: the signal may have interrupted another print.
             self._console.print(
                 "Interrupted: waiting for the running iterations and their checkpoints; "
                 "once more (Ctrl-C) ends at once",

@@ -22,10 +22,10 @@ NAME_OF_EXPERIMENT = {"wandb": "project", "mlflow": "experiment_name"}
 
 
 def make_loggers(spec: Mapping[str, Any], experiment: str) -> list[LoggerCallback]:
-    """The callbacks that an experiment's ``loggers`` stand for.
+    """Makes the callbacks of an experiment's ``loggers``.
 
-    Each of the list is a name, or a mapping with the name at ``type`` and the arguments of Ray's
-    class beside it. W&B's project and MLflow's experiment are called as the experiment by default.
+    Each item is a name, or a mapping with the name at ``type`` and the arguments of Ray's class.
+    W&B's project and MLflow's experiment have the experiment's name by default.
 
     Raises:
         ConfigError: There is no such logger, it is not installed, or it does not take these
@@ -38,10 +38,10 @@ def make_loggers(spec: Mapping[str, Any], experiment: str) -> list[LoggerCallbac
 
 
 def check_loggers(callbacks: list[LoggerCallback], experiment: str) -> None:
-    """Connects the loggers, so that a missing key or a wrong address is known first.
+    """Connects the loggers, to find a missing key or a wrong address before training.
 
     Raises:
-        ConfigError: One of them cannot be used.
+        ConfigError: A logger cannot be used.
     """
     for callback in callbacks:
         try:
@@ -70,7 +70,7 @@ def _make(entry: Any, experiment: str) -> LoggerCallback:
     try:
         callback: LoggerCallback = made(**arguments)
     except (ImportError, RuntimeError) as error:
-        # RuntimeError: what Ray's W&B callback raises where the package is missing.
+        # RuntimeError: Ray's W&B callback raises it if the package is missing.
         raise ConfigError(
             f"{experiment}: loggers: {name} is not installed: pip install 'qwr-rllib[{name}]'"
         ) from error

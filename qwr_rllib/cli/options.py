@@ -1,4 +1,4 @@
-"""Options that several commands have; imports nothing that takes long."""
+"""Options of several commands; imports nothing slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def with_options(options: Sequence[Decorator]) -> Decorator:
-    """Adds ``click.option`` decorators to a command; its help has them in this order."""
+    """Returns a decorator that adds options to a command; its help shows them in this order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -23,7 +23,7 @@ def with_options(options: Sequence[Decorator]) -> Decorator:
 
 
 class JsonObject(click.ParamType):
-    """An option's value: a JSON object, such as ``{"training_iteration": 10}``."""
+    """The type of an option whose value is a JSON object: ``{"training_iteration": 10}``."""
 
     name = "JSON"
 

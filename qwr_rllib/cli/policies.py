@@ -1,6 +1,6 @@
 """The names of policies to play: checkpoints, and files that `qwr export` or a training wrote.
 
-Imports nothing that takes long.
+Imports nothing slow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qwr_rllib.validation import did_you_mean
 
 POLICY_FILE = "policy.safetensors"
 PRETRAINED = Path(qwr_rllib.__file__).with_name("pretrained")
-"""A folder for each policy that comes with this package: the policy and its card."""
+"""Each policy that comes with this package has a folder in it: the policy and its card."""
 NO_HUB = "hf: and `push` need the package huggingface_hub: pip install 'qwr-rllib[hub]'"
 
 
@@ -25,7 +25,7 @@ def located(name: Path) -> Path:
             which is downloaded into the hub's cache.
 
     Raises:
-        ConfigError: There is no such thing.
+        ConfigError: There is no such policy.
     """
     kind, _, rest = str(name).partition(":")
     if kind == "pretrained":
@@ -56,5 +56,5 @@ def _downloaded(name: str) -> Path:
     repo, _, revision = name.partition("@")
     try:
         return Path(hf_hub_download(repo, POLICY_FILE, revision=revision or None))
-    except Exception as error:  # of the client, of its HTTP library, of the connection
+    except Exception as error:  # from the client, its HTTP library or the connection
         raise ConfigError(f"cannot get {POLICY_FILE} of hf:{name}: {error}") from error

@@ -25,7 +25,7 @@ ENV_STEPS = "num_env_steps_sampled_lifetime"
 TIME = "time_total_s"
 RETURN = "env_runners/episode_return_mean"
 COUNTERS = (ITERATION, ENV_STEPS, TIME)
-"""Results that grow steadily: how long a run still takes can be told from them."""
+"""Results that grow steadily: the remaining time is estimated from them."""
 
 EVALUATION = f"evaluation/{RETURN}"
 EPISODE_RETURNS = "env_runners/hist_stats/episode_reward"
@@ -42,20 +42,20 @@ COLUMNS = {
     ("", "elapsed"): 8,
     ("", "left"): 8,
 }
-"""The two lines of each column's title, and its width: 79 in all."""
+"""The two lines of each column's title, and its width; the sum of widths is 79."""
 TRIAL_WIDTH = 6
 LEFT_OUT = ("actor", "loss")
-"""The column that makes room for the trial's where there are several trials."""
+"""The column that the trial's name replaces if there are several trials."""
 HEADER_EVERY_S = 600
 
 
 def number(value: float | None, spec: str = ".1f") -> str:
-    """The formatted number, ``-`` for ``None`` and NaN (a mean return before an episode ended)."""
+    """Formats a number; ``-`` for ``None`` and NaN (a mean return before an episode ended)."""
     return "-" if value is None or math.isnan(value) else format(value, spec)
 
 
 def duration(seconds: float | None) -> str:
-    """``1:02:03``, or ``-`` for ``None``."""
+    """Formats seconds as ``1:02:03``; ``-`` for ``None``."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -63,7 +63,7 @@ def duration(seconds: float | None) -> str:
 
 
 def seconds_left(result: Mapping[str, Any], stop: Mapping[str, float]) -> float | None:
-    """Estimates the seconds that a trial still takes; ``None`` where ``stop`` does not say."""
+    """Estimates the seconds that a trial still takes; ``None`` if ``stop`` does not tell."""
     return min(
         (
             result[TIME] * max(0, stop[key] - result[key]) / result[key]
@@ -75,10 +75,10 @@ def seconds_left(result: Mapping[str, Any], stop: Mapping[str, float]) -> float 
 
 
 def iteration_return(result: Mapping[str, Any]) -> float | None:
-    """Mean return of the episodes that ended in the result's iteration; ``None`` without one.
+    """Returns the mean return of the episodes that ended in this iteration; ``None`` without one.
 
-    RLlib's own mean is of the last 100 episodes, which lags behind by many iterations. It is taken
-    where an algorithm does not report single episodes (those on the new API stack).
+    RLlib's own mean is of the last 100 episodes and lags behind by many iterations. It is returned
+    for algorithms that do not report single episodes (those on the new API stack).
     """
     returns = result.get(EPISODE_RETURNS)
     if returns is None:
@@ -88,12 +88,12 @@ def iteration_return(result: Mapping[str, Any]) -> float | None:
 
 
 def short_name(trial: Trial) -> str:
-    """The end of the trial's id and folder, by which it is told from others of an experiment."""
+    """Returns the end of the trial's id, which identifies it within an experiment."""
     return trial.trial_id[-5:]
 
 
 def row(result: Mapping[str, Any], stop: Mapping[str, float], elapsed: float) -> list[str]:
-    """A flat result's values for the columns, ``-`` for those the algorithm does not report."""
+    """Returns a flat result's values for the columns; ``-`` for those that are not reported."""
     updates = [result.get(f"learner/{network}_updates_per_s") for network in ("critic", "actor")]
     return [
         number(result.get(ITERATION), ".0f"),
@@ -109,7 +109,7 @@ def row(result: Mapping[str, Any], stop: Mapping[str, float], elapsed: float) ->
 
 
 class _ExpectedTimeColumn(BarColumn):
-    """A bar of the time that has passed, of the time that the iteration before took."""
+    """A bar of the elapsed time as a share of the previous iteration's time."""
 
     def render(self, task: Task) -> ProgressBar:
         if task.total is not None:
@@ -118,16 +118,16 @@ class _ExpectedTimeColumn(BarColumn):
 
 
 class Progress(Callback):
-    """Prints a line for each result, and one when a trial starts, goes on, fails or starts again.
+    """A callback that prints a line for each result and each start, restart or failure of a trial.
 
-    On a terminal there is a bar for each running trial below these. A trial cannot be asked while
-    it trains, so the bar goes by the time that its iteration before took.
+    On a terminal there is a bar for each running trial below these lines. A trial cannot be asked
+    while it trains, so the bar assumes the time of its previous iteration.
 
     Args:
-        console: Where to.
-        stop: The experiment's flat stopping criteria.
-        show_trials: Whether lines begin with the trial: there are several.
-        resumed: The ids of the trials to go on with; none in a new run.
+        console: The console to print to.
+        stop: The experiment's flat stop criteria.
+        show_trials: Whether lines begin with the trial's name, for several trials.
+        resumed: The ids of the trials to resume; empty in a new run.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Progress(Callback):
         self._console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
     def _begin_bar(self, trial: Trial, done: int, took: float) -> None:
-        """Shows a bar of the iteration after ``done``; the one before took so many seconds."""
+        """Shows a bar of the iteration after ``done``; the previous one took ``took`` seconds."""
         name = f"trial {short_name(trial)}, " if self._show_trials else ""
         self._bar_of[trial.trial_id] = self._bars.add_task(
             f"{name}iteration {done + 1}",
@@ -176,7 +176,7 @@ class Progress(Callback):
             self._bars.remove_task(bar)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        # When Tune cannot read its state it logs that and begins a new run.
+        # If Tune cannot read its state, it only logs this and begins a new run.
         if self._resumed - {trial.trial_id for trial in trials}:
             raise TuneError("Tune could not restore the trials; -v shows why")
 
@@ -214,7 +214,7 @@ class Progress(Callback):
             for line in zip(*shown, strict=True):
                 titles = map(str.rjust, line, shown.values())
                 self._say("".join(titles), "bold")
-        # A value that is too long for its column still stands apart from the one before.
+        # The space separates a value that is too long for its column from the one before.
         padded = (f" {value}".rjust(w) for value, w in zip(cells, shown.values(), strict=True))
         self._say("".join(padded))
         self._end_bar(trial)

@@ -1,4 +1,4 @@
-"""``qwr push``: a policy with a card and perhaps a film, to the Hugging Face Hub."""
+"""``qwr push``: publishes a policy, a card and optionally a film on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ rllib evaluate {name} --video DIR
 def card(
     about: dict[str, Any], results: Sequence[EpisodeResult], name: str, more: dict[str, str]
 ) -> str:
-    """A model card, in the shape that the Hub reads.
+    """Returns a model card in the Hub's format.
 
     Args:
         about: see :func:`qwr_rllib.deployment.describe`.
         results: the evaluation's episodes.
-        name: of the policy, as ``rllib evaluate`` takes it.
+        name: the policy's name for ``rllib evaluate``.
         more: further rows of the table.
     """
     returns = [result.episode_return for result in results]
@@ -104,7 +104,7 @@ def push(
     seed: int,
     modules_file: Path | None,
 ) -> None:
-    """``qwr push``."""
+    """Runs ``qwr push``."""
     try:
         from huggingface_hub import HfApi
     except ModuleNotFoundError as error:
@@ -119,13 +119,13 @@ def push(
         results = list(play(agent, environment, seed, episodes, None))
         environment.close()  # writes the last episode's video
         for film in Path(name).glob("*-episode-0.mp4"):
-            film.rename(folder / "replay.mp4")  # which the Hub shows beside the card
+            film.rename(folder / "replay.mp4")  # the Hub shows it beside the card
         save_safetensors(policy, folder / POLICY_FILE)
         (folder / "README.md").write_text(card(policy.about, results, f"hf:{repo}", {}))
         try:
             api = HfApi()
             url = api.create_repo(repo, private=private or None, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Add a policy")
-        except Exception as error:  # of the client, of its HTTP library, of the connection
+        except Exception as error:  # from the client, its HTTP library or the connection
             raise ConfigError(f"cannot push to {repo!r}: {error}") from error
     console.print(f"Pushed to {url}", highlight=False, soft_wrap=True)

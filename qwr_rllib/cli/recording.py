@@ -28,7 +28,7 @@ def record(
     seed: int,
     modules_file: Path | None,
 ) -> None:
-    """``qwr record``."""
+    """Runs ``qwr record``."""
     place = _place(dataset_id)
     console = Console()
     found, algorithm, config, agent, opened_env = opened(
@@ -56,10 +56,10 @@ def record(
 
 
 def _place(dataset_id: str) -> Path:
-    """Finds the folder of the data set that is to be written.
+    """Returns the folder of the data set to write.
 
     Raises:
-        ConfigError: The id is impossible or taken, or Minari is missing.
+        ConfigError: The id is invalid or taken, or Minari is missing.
     """
     try:
         import h5py  # noqa: F401
@@ -78,7 +78,7 @@ def _place(dataset_id: str) -> Path:
 
 
 def _episode(agent: Agent, env: gym.Env[Any, Any], seed: int, explore: bool) -> dict[str, Any]:
-    """Plays an episode; what Minari's ``EpisodeBuffer`` takes."""
+    """Plays an episode and returns the arguments of Minari's ``EpisodeBuffer``."""
     observation, _ = env.reset(seed=seed)
     agent.reset(observation)
     observations, mu = [observation], [agent.dist_inputs(observation)]
@@ -126,7 +126,7 @@ def _write(
             algorithm_name=algorithm,
             description=description,
             data_format="hdf5",
-            jpeg_encoding=False,  # it loses
+            jpeg_encoding=False,  # JPEG is lossy
         )
     except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)

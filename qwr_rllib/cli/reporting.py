@@ -12,11 +12,11 @@ from qwr_rllib.report import counted
 
 
 def report(paths: Sequence[Path], out: Path, kind: str, title: str) -> None:
-    """``qwr report``."""
+    """Runs ``qwr report``."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder, {out} is a file")
     try:
-        # Here, as matplotlib is not installed with the package itself.
+        # Imported here because matplotlib is an optional dependency.
         from qwr_rllib.report.page import write
         from qwr_rllib.report.trials import NoResultsError
     except ModuleNotFoundError as error:

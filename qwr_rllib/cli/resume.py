@@ -1,4 +1,4 @@
-"""Going on with an earlier run of the same experiment."""
+"""Resumption of an earlier run of the same experiment."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from qwr_rllib.cli.experiments import Experiment
 
 
 def find_state(experiment: Experiment) -> str | None:
-    """The newest file in which Tune keeps the state of this experiment's trials, if any."""
+    """Returns the newest file with Tune's state of this experiment's trials, if any."""
     files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
     return newest_experiment_state(path, files)
 
 
 def apply_stop(experiment: Experiment, state_path: str) -> set[str]:
-    """Gives the trials in Tune's state file the experiment's stop, which may be a later one.
+    """Gives the trials in Tune's state file the experiment's stop criteria, which may be new.
 
-    Tune itself goes on with the criteria that the trials were started with and leaves finished
-    trials alone. Here a trial that ended because it met its criteria, and does not meet the new
-    ones, is made to go on. The result is written as a newer state file.
+    Tune itself keeps the criteria that the trials were started with and does not resume finished
+    trials. Here, a trial that ended because it met its old criteria, and does not meet the new
+    ones, is resumed. The result is written as a newer state file.
 
     Returns:
         The ids of all trials in the file.
@@ -49,7 +49,7 @@ def apply_stop(experiment: Experiment, state_path: str) -> set[str]:
         trial_state, metadata = state["trial_data"][number]
         entries = json.loads(trial_state) | {"stopping_criterion": experiment.stop}
         result = flatten_dict(trial.last_result)
-        # The result of a trial that was stopped says so itself, which is no criterion.
+        # The result of a stopped trial has `done`, which is no criterion.
         result.pop("done", None)
         stopped = trial.status == Trial.TERMINATED and trial.should_stop(result)
         trial.stopping_criterion = experiment.stop

@@ -45,10 +45,10 @@ EVALUATION = "evaluation/"
 
 
 def with_spaces(config: Any, where: str) -> Any:
-    """The config with each ``{loguniform: [1e-5, 1e-3]}`` made ``tune.loguniform(1e-5, 1e-3)``.
+    """Replaces spaces such as ``{uniform: [0, 1]}`` by Tune's, here ``tune.uniform(0, 1)``.
 
     Raises:
-        ConfigError: Tune does not take these arguments.
+        ConfigError: Tune does not accept the arguments.
     """
     if isinstance(config, list):
         return [with_spaces(value, where) for value in config]
@@ -67,7 +67,7 @@ def with_spaces(config: Any, where: str) -> Any:
 
 
 def searched(config: Any) -> bool:
-    """True if some value of the config is drawn from a space."""
+    """Returns whether a value of the config is drawn from a space."""
     if isinstance(config, Mapping):
         return any(map(searched, config.values()))
     return isinstance(config, Domain)
@@ -75,7 +75,7 @@ def searched(config: Any) -> bool:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The choice of an experiment's trials, and of those that run at a time."""
+    """The settings that choose an experiment's trials and how many run at a time."""
 
     metric: str | None = None
     """The result that schedulers and searchers compare: ``env_runners/episode_return_mean``."""
@@ -88,26 +88,26 @@ class Sweep:
     reuse_actors: bool = False
 
     def make_scheduler(self) -> TrialScheduler:
-        """The scheduler; Tune itself drops arguments it does not know.
+        """Makes the scheduler; refuses unknown arguments, which Tune itself would drop.
 
         Raises:
-            ConfigError: There is no such scheduler, or it does not take the arguments.
+            ConfigError: There is no such scheduler, or it does not accept the arguments.
         """
         return self._make("scheduler", self.scheduler, self.scheduler_config)
 
     def make_searcher(self, config: dict[str, Any]) -> Searcher | None:
-        """The search algorithm over the spaces in ``config``; none where the grid is walked.
+        """Makes the search algorithm for the spaces in ``config``; ``None`` without one.
 
         Raises:
-            ConfigError: There is no such search algorithm, it is not installed, it does not take
-                the arguments or the spaces.
+            ConfigError: There is no such search algorithm, it is not installed, or it does not
+                accept the arguments or the spaces.
         """
         if self.search_alg is None:
             return None
         if not searched(config):
             raise ConfigError("search_alg: no value of the config is a space, such as `uniform`")
         searcher: Searcher = self._make("search_alg", self.search_alg, self.search_config)
-        # It has a logger of its own that tells of every study.
+        # Optuna's own logger reports every study.
         logging.getLogger("optuna").setLevel(logging.WARNING)
         try:
             searcher.set_search_properties(None, None, config)
@@ -123,14 +123,14 @@ class Sweep:
         try:
             return made(**goal | arguments)
         except AssertionError as error:
-            # What Tune's searchers raise where their library is missing.
+            # Tune's searchers raise this if their library is missing.
             hint = "; pip install 'qwr-rllib[search]'" if name == "optuna" else ""
             raise ConfigError(f"{what} {name}: {error}{hint}") from error
         except (ImportError, TypeError, ValueError, TuneError) as error:
             raise ConfigError(f"{what} {name}: {error}") from error
 
     def check(self, evaluation_interval: int | None) -> None:
-        """Checks what can be known before a trial has reported.
+        """Checks what can be checked before a trial has reported.
 
         Raises:
             ConfigError: The metric is missing, or will not be in every result.
@@ -152,7 +152,7 @@ class Sweep:
 
 
 def _find(what: str, name: str) -> tuple[Any, Mapping[str, Any]]:
-    """Tune's class of a ``scheduler`` or ``search_alg``, and the parameters it takes."""
+    """Returns Tune's class of a ``scheduler`` or ``search_alg``, and its parameters."""
     known: Mapping[str, Any] = SCHEDULER_IMPORT if what == "scheduler" else SEARCH_ALG_IMPORT
     found = known.get(name.lower())
     if found is None:
@@ -165,13 +165,13 @@ def _find(what: str, name: str) -> tuple[Any, Mapping[str, Any]]:
 
 
 def read_sweep(spec: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Sweep:
-    """The sweep of an experiment: its file's keys, and what the command line says over them.
+    """Reads the sweep of an experiment from its file's keys; command-line options override them.
 
     ``scheduler`` and ``search_alg`` are a name, or a mapping with the name at ``type`` and the
-    arguments of Tune's class beside it.
+    arguments of Tune's class.
 
     Raises:
-        ConfigError: A value is of the wrong kind.
+        ConfigError: A value is of the wrong type.
     """
     scheduler, scheduler_config = _named(spec, "scheduler", where)
     search_alg, search_config = _named(spec, "search_alg", where)

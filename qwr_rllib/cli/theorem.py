@@ -1,4 +1,4 @@
-"""``qwr theorem``: AWR and QWR where each state has one logged action, and where more do."""
+"""``qwr theorem``: AWR and QWR on replays with one or two logged actions per state."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def theorem(
     csv_path: Path | None,
     plot: Path | None,
 ) -> None:
-    """``qwr theorem``."""
+    """Runs ``qwr theorem``."""
     if plot:
         _require_drawable(plot)
     require_folder_of(csv_path)
     require_folder_of(plot)
-    torch.set_num_threads(1)  # The networks are small: threads would wait for each other.
+    torch.set_num_threads(1)  # The networks are too small for threads.
     console = Console()
     planned = trials(
         seeds, sorted(set(shares)), Trial("AWR", True, 0, 0.0, 1.0, episodes, iterations)
@@ -59,7 +59,7 @@ def _require_drawable(plot: Path) -> None:
 
 
 def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
-    """The outcomes that differ in their seed only, together."""
+    """Groups the outcomes that differ only in their seed."""
 
     def key(outcome: Outcome) -> tuple:
         trial = outcome.trial
@@ -69,7 +69,7 @@ def _groups(outcomes: Iterable[Outcome]) -> list[list[Outcome]]:
 
 
 def table(outcomes: Iterable[Outcome]) -> list[str]:
-    """A Markdown table: means over seeds, with the standard deviation of the policy's return."""
+    """Returns a Markdown table: means over seeds, and the policy's return with its deviation."""
     lines = [
         "| actions | states with two actions | algorithm | rewards | cloned | better of two |"
         " policy's return | logged return | greedy return |",
@@ -98,7 +98,7 @@ def _mean(values: list[float]) -> str:
 
 
 def write(path: Path, outcomes: Iterable[Outcome]) -> None:
-    """One row for each trial, one column for the cloning after each iteration."""
+    """Writes a CSV with a row per trial and a column for the cloning after each iteration."""
     rows = []
     for each in outcomes:
         about = asdict(each.trial) | asdict(each)
@@ -111,7 +111,7 @@ def write(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def draw(path: Path, outcomes: list[Outcome]) -> None:
-    """Cloning over the iterations, and the return over the share of states with two actions."""
+    """Draws cloning over the iterations, and return over the share of states with two actions."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -64,13 +64,13 @@ def train(
 ) -> int:
     """Checks the experiments, starts Ray and runs them one after the other.
 
-    One after the other, because Tune can resume only one experiment per run.
+    They run in sequence because Tune can resume only one experiment per run.
 
     Returns:
         The exit code.
 
     Raises:
-        ConfigError: Something is wrong; nothing was started.
+        ConfigError: An experiment or option is wrong; nothing was started.
     """
     _quiet(options["verbosity"])
     if (name := options["experiment_name"]) and len(specs) > 1:
@@ -108,7 +108,7 @@ def train(
 
 
 def _note_command(experiment: Experiment) -> None:
-    """Adds this command to those that the experiment's folder keeps for its report."""
+    """Appends this command to the list of commands in the experiment's folder, for its report."""
     files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
     files.create_dir(path)
     place = f"{path}/{COMMANDS_FILE}"
@@ -131,14 +131,14 @@ def _quiet(verbosity: int) -> None:
         logging.getLogger(name).setLevel(level)
     if not verbosity:
         warnings.simplefilter("ignore")
-        # What Tune logs as errors are the trials' failures, which `report` tells.
+        # Tune logs the trials' failures as errors; `report` prints them instead.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        for name in ("alembic", "mlflow"):  # which tell of each table of a new store
+        for name in ("alembic", "mlflow"):  # they log each table of a new store
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _prepare_resume(experiments: list[Experiment]) -> dict[str, set[str]]:
-    """The ids of the trials to go on with, by the name of their experiment."""
+    """Returns the ids of the trials to resume, by the name of their experiment."""
     states = {experiment.name: find_state(experiment) for experiment in experiments}
     if not any(states.values()):
         places = ", ".join(experiment.path for experiment in experiments)
@@ -154,7 +154,7 @@ def _prepare_resume(experiments: list[Experiment]) -> dict[str, set[str]]:
 def _ray_started(
     experiments: list[Experiment], modules: UserModules, options: dict[str, Any], console: Console
 ) -> Iterator[None]:
-    """Our own Ray or the cluster at the address, with room for a trial of each experiment.
+    """Starts our own Ray or connects to a cluster, and checks that a trial of each fits.
 
     Raises:
         ConfigError: There is no such cluster, or our own Ray is too small.
@@ -165,14 +165,14 @@ def _ray_started(
         raise ConfigError("--ray-num-cpus and --ray-num-gpus do not go with --ray-address")
     if address:
         address = _reachable(address)
-    # "local": without an address, the file that a Ray now gone has left behind would be one.
+    # "local" below: without an address, Ray reads one from a file that an ended Ray may have left.
     own = amounts | {"include_dashboard": options["ray_ui"], "dashboard_host": "127.0.0.1"}
-    # See `Interruption` for what is done instead of Tune's handler.
+    # `Interruption` replaces Tune's handler.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Tune's newer output prints a table even when it is told to be silent.
+    # Tune's newer output prints a table even with `verbose=0`.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # Tune's state is what a resume after a crash begins with. By default it is written every ten
-    # seconds or more, and the checkpoints after it are lost.
+    # A resume after a crash begins with Tune's last written state and loses later checkpoints. By
+    # default Tune writes it every ten seconds or more.
     num_trials = max(experiment.num_trials for experiment in experiments)
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(1 + num_trials // 10))
     # Workers have the current folder on their path anyway, and start faster without a hook.
@@ -201,7 +201,7 @@ def _ray_started(
 
 
 def _announce(experiment: Experiment, console: Console) -> None:
-    """Says what is started: the first iteration's line may be minutes away."""
+    """Prints what is started: the first iteration's line may come minutes later."""
     config = experiment.tune_spec["config"]
     ends = [f"{key} {value:g}" for key, value in experiment.stop.items()]
     if (budget := experiment.tune_spec.get("time_budget_s")) is not None:
@@ -224,11 +224,11 @@ def _announce(experiment: Experiment, console: Console) -> None:
 
 
 def _reachable(address: str) -> str:
-    """The cluster's ``host:port``; ``auto`` finds the one that runs on this machine."""
+    """Returns the cluster's ``host:port``; ``auto`` finds the cluster on this machine."""
     try:
         found = bootstrap_address(address)
         host, _, port = found.rpartition(":")
-        # Where nobody listens, `ray.init` waits for ever and cannot be interrupted.
+        # If nothing listens there, `ray.init` waits for ever and cannot be interrupted.
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         hint = "expected auto or host:port, on a node of the cluster"
@@ -248,7 +248,7 @@ def _check_room(experiment: Experiment, may_grow: bool, console: Console) -> Non
 
 
 def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[list[Trial], int]:
-    """Runs an experiment, or goes on with the trials ``resumed``.
+    """Runs an experiment, or resumes the trials ``resumed``.
 
     Returns:
         Its trials and the exit code.
@@ -262,7 +262,7 @@ def run(experiment: Experiment, resumed: set[str], console: Console) -> tuple[li
     spec = experiment.spec_where(ray.cluster_resources().get("GPU", 0))
     try:
         with interruption.installed(), progress.shown():
-            # Not `run_experiments`, which knows neither search algorithms nor limits.
+            # `run_experiments` supports neither search algorithms nor limits.
             trials = tune.run(
                 TuneExperiment.from_json(experiment.name, spec),
                 scheduler=sweep.make_scheduler(),
@@ -291,7 +291,7 @@ def report(
     modules_file: Path | None,
     console: Console,
 ) -> None:
-    """Says what came out of a run and which commands go on from here."""
+    """Prints the results of a run and the commands to continue with."""
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)

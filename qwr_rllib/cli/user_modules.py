@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ray import cloudpickle
 
-# The functions below are sent to the workers themselves, not by name: a worker that only needs
-# the user's modules should not have to import this package, and with it RLlib and torch.
+# Send the functions below to the workers by value, not by name: a worker that needs only the
+# user's modules should not import this package, and with it RLlib and torch.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 FILES_PACKAGE = "rllib_user_files"
@@ -32,14 +32,14 @@ def load(name: str) -> types.ModuleType:
     path = Path(name)
     package = sys.modules.setdefault(FILES_PACKAGE, types.ModuleType(FILES_PACKAGE))
     package.__path__ = [str(path.parent)]
-    # What a file defines is stored in checkpoints with its code: they outlive the file.
+    # Checkpoints store a file's definitions with their code, so that they outlive the file.
     cloudpickle.register_pickle_by_value(package)
     return importlib.import_module(f"{FILES_PACKAGE}.{path.stem}")
 
 
 @dataclass(frozen=True)
 class UserModules:
-    """Folders for ``sys.path``, and the modules or Python files to load then."""
+    """Folders for ``sys.path``, and the modules or Python files to load from them."""
 
     folders: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class UserModules:
         return [load(name) for name in self.names]
 
     def worker_setup(self) -> Callable[[], None]:
-        """The same as a function for Ray's ``worker_process_setup_hook``."""
+        """Returns :meth:`load` as a function for Ray's ``worker_process_setup_hook``."""
 
         def load_user_modules() -> None:
             self.load()

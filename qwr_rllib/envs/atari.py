@@ -1,11 +1,11 @@
 """Atari games in the Atari-100k protocol, as RLlib environment ``Atari100k``.
 
-Chosen by ``env: Atari100k`` and ``env_config: {game: pong}``. The protocol (Kaiser et al., 2020,
-https://arxiv.org/abs/1903.00374, as later work has it): frame skip 4 with the maximum of the last
+Select it by ``env: Atari100k`` and ``env_config: {game: pong}``. The protocol (Kaiser et al., 2020,
+https://arxiv.org/abs/1903.00374, as in later work): frame skip 4 with the maximum of the last
 two frames, 84 x 84 grey, 4 frames stacked, no sticky actions, up to 30 no-ops at a reset, the
-minimal action set. In training an episode has at most 2000 interactions and the loss of a life
-counts as termination, though the game goes on and its whole return is reported; in evaluation
-there are 27,000 interactions and lives do not count.
+minimal action set. In training, an episode has at most 2000 interactions. The loss of a life
+counts as termination, although the game continues and its whole return is reported. In evaluation,
+an episode has at most 27,000 interactions and lives do not count.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from qwr_rllib.validation import (
 
 ATARI = "Atari100k"
 LIFE_LOST = "life_lost"
-"""Key of ``info``: a step that ends the trajectory for the learner, though the episode goes on."""
+"""Key of ``info``: true if a step ends the learner's trajectory but not the episode."""
 
 
 def require_observation_shape(env: gym.Env, worker: int) -> gym.Env:
-    """Has the environment refuse an observation that has not the shape of its space.
+    """Makes an environment refuse observations whose shape differs from its space.
 
-    Later it would surface as an error about tensors or arrays of whatever meets it first.
+    Without this, a wrong shape would cause an unclear error later, in some tensor operation.
 
-    The methods of ``env`` itself are replaced: through a wrapper around it, callbacks would not
-    find the environment's own attributes.
+    Replaces the methods of ``env`` itself: behind a wrapper, callbacks would not find the
+    environment's own attributes.
 
     Args:
-        env: with a Box observation space; others are left as they are.
+        env: with a Box observation space; others are returned unchanged.
         worker: index of the rollout worker, for the message.
 
     Returns:
@@ -62,7 +62,7 @@ def require_observation_shape(env: gym.Env, worker: int) -> gym.Env:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
-            # What is no tuple at all is for RLlib to refuse.
+            # RLlib refuses results that are not tuples.
             shape = np.shape(result[0]) if isinstance(result, tuple) else space.shape
             if shape != space.shape:
                 raise ValueError(
@@ -92,37 +92,37 @@ class AtariConfig:
     game: str = required(Rule("a name of ALE's", lambda value: isinstance(value, str)))
     """ALE's name of the game: ``pong``, ``ms_pacman``."""
     frame_skip: int = setting(4, integer(1))
-    """Frames of an interaction."""
+    """Frames per interaction."""
     sticky_actions: float = setting(0.0, Rule("a number in [0, 1)", _is_probability))
-    """Probability that the game repeats the last action instead."""
+    """Probability that the game repeats the last action instead of the new one."""
     noop_max: int = setting(30, integer(0))
     """No-ops at a reset are uniform in 1..noop_max; 0 makes none."""
     full_action_space: bool = setting(False, BOOLEAN)
-    """All 18 actions instead of those that the game knows."""
+    """Whether to use all 18 actions instead of the game's minimal set."""
     screen_size: int = setting(84, integer(1))
-    """Pixels of each side."""
+    """Width and height in pixels."""
     frame_stack: int = setting(4, integer(1))
-    """Frames of an observation."""
+    """Frames per observation."""
     terminal_on_life_loss: bool = setting(True, BOOLEAN)
-    """In training, the loss of a life is a termination for the learner."""
+    """Whether the loss of a life in training is a termination for the learner."""
     max_episode_steps: int = setting(2000, integer(1))
-    """Interactions of a training episode."""
+    """Maximum number of interactions of a training episode."""
     evaluation: bool = setting(False, BOOLEAN)
-    """True if this is an environment of the evaluation; set by the algorithm."""
+    """Whether this is an evaluation environment; the algorithm sets it."""
     evaluation_max_episode_steps: int = setting(27_000, integer(1))
-    """Interactions of an evaluation episode."""
-    render_mode: str | None = setting(None, ANYTHING)  # which Gymnasium checks
-    """Gymnasium's."""
+    """Maximum number of interactions of an evaluation episode."""
+    render_mode: str | None = setting(None, ANYTHING)  # Gymnasium checks it
+    """Gymnasium's render mode."""
 
     def __post_init__(self) -> None:
         check_settings(self, "env_config.")
 
 
 def atari_config(env_config: Mapping[str, Any]) -> AtariConfig:
-    """The checked ``env_config``.
+    """Returns the checked ``env_config``.
 
     Raises:
-        ValueError: naming the key, and the nearest known one where it is unknown.
+        ValueError: naming the key, and the closest known one if the key is unknown.
     """
     return from_mapping(AtariConfig, env_config, "env_config")
 
@@ -135,7 +135,7 @@ def frame_stack_of(config: Any) -> int:
 
 
 class LifeLoss(gym.Wrapper):
-    """Says in ``info`` when a life was lost; the game goes on."""
+    """A wrapper that marks the loss of a life in ``info``; the game continues."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
@@ -150,14 +150,14 @@ class LifeLoss(gym.Wrapper):
 
 
 def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
-    """An Atari game as the protocol has it.
+    """Makes an Atari game in the Atari-100k protocol.
 
     Args:
         env_config: the fields of :class:`AtariConfig`.
 
     Raises:
-        ValueError: for an unknown game, naming the nearest ones, or another impossible setting.
-        ModuleNotFoundError: if ale-py or OpenCV is missing, with what installs it.
+        ValueError: for an unknown game, naming the closest ones, or another impossible setting.
+        ModuleNotFoundError: if ale-py or OpenCV is missing, with the command to install it.
     """
     config = atari_config(env_config)
     try:
@@ -182,7 +182,7 @@ def make_atari(env_config: Mapping[str, Any]) -> gym.Env:
         )
     env = gym.make(
         ids[config.game],
-        frameskip=1,  # AtariPreprocessing skips
+        frameskip=1,  # AtariPreprocessing skips frames
         repeat_action_probability=float(config.sticky_actions),
         full_action_space=config.full_action_space,
         render_mode=config.render_mode,

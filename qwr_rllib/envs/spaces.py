@@ -1,4 +1,4 @@
-"""Turns an environment's spaces into a :class:`Spec`. Knows Gymnasium and not Ray."""
+"""Conversion of an environment's spaces into a :class:`Spec`. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ FLATTENED = (
     gym.spaces.MultiBinary,
     gym.spaces.MultiDiscrete,
 )
-"""Observation spaces that become one vector: parts one after the other, discrete ones one-hot."""
+"""Observation spaces that are flattened to one vector: parts in order, discrete parts one-hot."""
 
 
 def is_flattened(space: gym.Space) -> bool:
-    """True if observations of a space become one vector by :func:`fitted`."""
+    """Returns whether :func:`fitted` flattens observations of a space to one vector."""
     return isinstance(space, FLATTENED) and space.is_np_flattenable
 
 
 def fitted(env: Any) -> Any:
-    """The environment with observations as QWR takes them, see :data:`FLATTENED`.
+    """Returns the environment with observations that QWR accepts, see :data:`FLATTENED`.
 
-    Every environment of an algorithm comes through here: what collects, evaluates and records.
+    Every environment of an algorithm passes through here: for collection, evaluation, recording.
     """
-    # RLlib's own preprocessors would do it, but end the run on a value outside the space.
+    # RLlib's own preprocessors also flatten, but raise on a value outside the space.
     if isinstance(env, gym.Env) and is_flattened(env.observation_space):
         return FlattenObservation(env)
     return env
 
 
 def one_line(space: gym.Space) -> str:
-    """A space for a message; bounds of many dimensions are written as arrays of several lines."""
+    """Returns a space as one line; by default, bounds of many dimensions take several lines."""
     return " ".join(str(space).split())
 
 
 def spec_of(observation_space: gym.Space, action_space: gym.Space, frame_stack: int = 1) -> Spec:
-    """The shapes of an environment's spaces.
+    """Returns the :class:`Spec` of an environment's spaces.
 
     Raises:
-        ValueError: for spaces that QWR cannot work with, naming them and what helps.
+        ValueError: for spaces that QWR does not support, naming them and a remedy.
     """
     if not isinstance(observation_space, gym.spaces.Box):
         hint = "wrap the environment in gymnasium.wrappers.FlattenObservation"
@@ -90,7 +90,7 @@ def spec_of(observation_space: gym.Space, action_space: gym.Space, frame_stack: 
 
 
 def _image_max(space: gym.spaces.Box) -> float | None:
-    """The value of a full pixel, if a space is one of images that are not of bytes."""
+    """Returns the value of a full pixel if a space has images, not of bytes; else ``None``."""
     if len(space.shape) == 3 and space.dtype != np.uint8 and (space.low == 0).all():
         for full in (1.0, 255.0):
             if (space.high == full).all():
@@ -99,10 +99,10 @@ def _image_max(space: gym.spaces.Box) -> float | None:
 
 
 def _check_box(space: gym.spaces.Box) -> None:
-    """Refuses continuous actions of which some would be no actions of the space.
+    """Refuses a Box for which some of the policy's actions would lie outside.
 
-    The policy's [-1, 1] is scaled to the bounds and clipped there, where all dimensions have
-    bounds; where none has any, the environment gets what the policy samples.
+    If all dimensions have bounds, the policy's [-1, 1] is scaled to the bounds and clipped there.
+    If none has bounds, the environment gets what the policy samples.
     """
 
     def dimension(which: np.ndarray) -> str:
@@ -132,7 +132,7 @@ def check_actions(action_space: gym.Space, config: Any) -> None:
     """Refuses settings with which bounded actions would leave their space.
 
     Args:
-        action_space: one that :func:`spec_of` takes.
+        action_space: one that :func:`spec_of` supports.
         config: a :class:`~qwr_rllib.algorithms.qwr.QWRConfig` or its dict.
 
     Raises:

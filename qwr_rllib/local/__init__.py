@@ -11,7 +11,7 @@ __all__ = ["LocalTrainer", "Runner"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the trainer where it is first used: the theorem's experiment needs no Gymnasium."""
+    """Imports the trainer on first access: the theorem's experiment needs no Gymnasium."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from qwr_rllib.local import trainer

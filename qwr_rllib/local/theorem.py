@@ -1,10 +1,10 @@
-"""Theorem 1 of the paper by experiment: what AWR and QWR make of one action per state.
+"""Experiment for Theorem 1 of the paper: AWR and QWR on a replay with one action per state.
 
-A replay satisfies *state-determines-action* when no state in it was left by two different
-actions. AWR weighs logged actions only, so there its loss is least for the policy that clones
+A replay satisfies *state-determines-action* if no state in it has two different actions. AWR
+weighs logged actions only, so on such a replay its loss is minimal for the policy that clones
 them, whatever the rewards. QWR weighs actions that it draws from ``mu`` and can do better.
 ``docs/theorem.md`` explains it. Everything runs in this process, with the learner, storage and
-view of the algorithms; knows numpy and torch only.
+view of the algorithms; needs numpy and torch only.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ GAMMA = 0.9
 
 
 class Reach:
-    """A point in four dimensions is rewarded for every bit that it comes closer to the origin.
+    """An environment that rewards a point in four dimensions for approaching the origin.
 
-    Deterministic. Its start is uniform in [-1, 1]^4, and the state is its place and the time, so
-    that none is ever met twice. A continuous action in [-1, 1]^4 moves it by 0.3 times the action,
-    one of 8 discrete ones by 0.3 along an axis. The reward is the decrease of the distance;
-    episodes are cut after 10 steps.
+    Deterministic. The start is uniform in [-1, 1]^4. The state is the point's place and the time,
+    so that no state occurs twice. A continuous action in [-1, 1]^4 moves the point by 0.3 times
+    the action, one of 8 discrete actions moves it by 0.3 along an axis. The reward is the decrease
+    of the distance to the origin; episodes are truncated after 10 steps.
 
     Args:
-        discrete: the kind of action.
-        sign: -1 rewards the opposite.
+        discrete: whether actions are discrete.
+        sign: factor of the rewards; -1 rewards moving away.
     """
 
     def __init__(self, discrete: bool, sign: float = 1.0) -> None:
@@ -54,12 +54,12 @@ class Reach:
         self.sign = sign
 
     def reset(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """``count`` start states, ``(count, 5)``."""
+        """Returns ``count`` start states, ``(count, 5)``."""
         places = rng.uniform(-1, 1, (count, DIMENSIONS))
         return np.pad(places, ((0, 0), (0, 1))).astype(np.float32)
 
     def step(self, states: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """States after and rewards of ``(k, 5)`` states and ``(k, [4])`` actions."""
+        """Returns next states and rewards of states ``(k, 5)``, actions ``(k,)`` or ``(k, 4)``."""
         if self.spec.discrete:
             axes = np.eye(DIMENSIONS, dtype=np.float32)
             moves = np.concatenate([axes, -axes])[actions]
@@ -72,14 +72,14 @@ class Reach:
         return after, (self.sign * closer).astype(np.float32)
 
     def behaviour(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Actions of ``mu``, which is the same in each state: uniform, or ``N(0, 0.4^2)``."""
+        """Samples actions of ``mu``, the same in each state: uniform, or ``N(0, 0.4^2)``."""
         if self.spec.discrete:
             return rng.integers(self.spec.action_dim, size=count)
         return rng.normal(0, ACTION_STD, (count, DIMENSIONS)).astype(np.float32)
 
 
 def log_episodes(env: Reach, rng: np.random.Generator, count: int) -> list[Fragment]:
-    """``count`` episodes of ``mu``; each of their states is left by one action."""
+    """Plays ``count`` episodes with ``mu``; each of their states has one action."""
     states = [env.reset(rng, count)]
     actions, rewards = [], []
     for _ in range(HORIZON):
@@ -102,7 +102,7 @@ def log_episodes(env: Reach, rng: np.random.Generator, count: int) -> list[Fragm
 def second_actions(
     env: Reach, rng: np.random.Generator, logged: Sequence[Fragment], share: float
 ) -> list[Fragment]:
-    """Breaks the assumption: one more action of ``mu`` for a ``share`` of the logged states."""
+    """Samples a second action of ``mu`` for a ``share`` of the logged states."""
     states = np.concatenate([each.obs[:-1] for each in logged])
     taken = np.concatenate([each.actions for each in logged])
     chosen = rng.permutation(len(states))[: round(share * len(states))]
@@ -120,14 +120,14 @@ def second_actions(
 def _fragment(
     env: Reach, episode: int, obs: np.ndarray, actions: np.ndarray, rewards: np.ndarray
 ) -> Fragment:
-    # mu's parameters are logits or means: 0 is uniform, or centred.
+    # Parameters of mu: logits of 0 are uniform, means of 0 are centred.
     mu = np.zeros((len(obs), env.spec.action_dim), np.float32)
     return Fragment(episode, 0, obs, mu, actions, rewards, terminated=False, done=True)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: what is run, and on what."""
+    """The settings of one training run."""
 
     algorithm: Algorithm
     discrete: bool
@@ -135,34 +135,34 @@ class Trial:
     share: float = 0.0
     """Share of the states that get a second action."""
     sign: float = 1.0
-    """-1 trains on the rewards' opposite."""
+    """Factor of the rewards in training: -1 trains on opposite rewards."""
     num_episodes: int = 16
     iterations: int = 14
     steps: int = 200
-    """Actor minibatches of an iteration; the critic has half as many."""
+    """Actor minibatches per iteration; the critic has half as many."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a trial. Returns are of :class:`Reach` with its own sign."""
+    """The outcome of a trial. Returns are those of :class:`Reach` with ``sign`` 1."""
 
     trial: Trial
     cloning: tuple[float, ...]
     """After 0, 1, 2, ... iterations, over the states with one action. Discrete: the mean
-    probability of that action. Gaussian: 1 minus the mean distance from the policy's mean to it,
-    relative to that from the mean of ``mu``. A clone has 1."""
+    probability of that action. Gaussian: 1 minus the mean distance of the policy's mean from that
+    action, divided by the mean distance of ``mu``'s mean. A clone has 1."""
     prefers_better: float
-    """Share of the states with two actions where the more rewarded is the likelier; NaN without."""
+    """Share of the states with two actions where the better rewarded is likelier; NaN if none."""
     logged_return: float
     """Mean return of the logged episodes."""
     policy_return: float
     """Mean return of the policy's mode from the starts of the logged episodes."""
     greedy_return: float
-    """The same of going straight to the origin, or along its longest axis."""
+    """Mean return, from the same starts, of the action with the highest reward in each state."""
 
 
 def run_trial(trial: Trial) -> Outcome:
-    """Builds the replay, trains on it and looks at the policy."""
+    """Builds the replay, trains on it and measures the policy."""
     rng = np.random.default_rng(trial.seed)
     env = Reach(trial.discrete, trial.sign)
     logged = log_episodes(env, rng, trial.num_episodes)
@@ -186,7 +186,7 @@ def run_trial(trial: Trial) -> Outcome:
         n_actor_steps=trial.steps,
         gamma=GAMMA,
         actor_lr=2e-3,
-        # Narrower than the default: how far QWR moves from mu shows in fewer steps.
+        # Smaller than the defaults, so that QWR moves away from mu in fewer steps.
         beta=1.0 if awr else 0.5,
         backup_temperature=0.1,
         q_spread="none",
@@ -218,7 +218,7 @@ def run_trial(trial: Trial) -> Outcome:
 
 
 class _Measure:
-    """Looks at the policy in the states of a replay."""
+    """Measurements of the policy in the states of a replay."""
 
     def __init__(self, view: ReplayView) -> None:
         rows = (view.kind == Slot.ROW).nonzero().squeeze(1)
@@ -279,10 +279,10 @@ def _play(env: Reach, states: np.ndarray, act) -> float:
 
 
 def trials(num_seeds: int, shares: Sequence[float], first: Trial) -> list[Trial]:
-    """All trials of the experiment, on both kinds of actions.
+    """Returns all trials of the experiment, for both kinds of actions.
 
-    Both algorithms on every share, and AWR on the rewards' opposite where each state has one
-    action. ``first`` gives the sizes.
+    Both algorithms run on every share. AWR also runs on opposite rewards, with one action per
+    state. ``first`` gives the sizes.
     """
     made = []
     for discrete, seed in itertools.product((True, False), range(num_seeds)):

@@ -1,8 +1,8 @@
 """Training in one process without Ray: an environment, the store, the view and the learner.
 
-Rows, targets and updates are those of the Algorithm; random numbers are drawn in another order, so
-a run is another sample of the same thing and not the same run. For machines without Ray, for
-debugging, and for many runs side by side on one GPU.
+Rows, targets and updates are computed as in the Algorithm. Random numbers are drawn in another
+order, so that the same seed gives another run. Use it on machines without Ray, for debugging, and
+for many runs side by side on one GPU.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
 
-SMOOTHING = 100  # episodes in the mean return of training, as RLlib's
+SMOOTHING = 100  # episodes in the mean training return, as in RLlib
 REPLAY_FILE, STATE_FILE = "replay.npz", "state.pt"
 
 
 def make_env(config: Mapping[str, Any], evaluation: bool = False) -> gym.Env:
-    """The environment that a config names.
+    """Makes the environment that a config names.
 
     Args:
-        config: ``env`` and ``env_config``.
-        evaluation: whether it is for an evaluation, which in Atari games has its own limits.
+        config: has ``env`` and ``env_config``.
+        evaluation: whether it is for an evaluation, which has its own limits in Atari games.
     """
     env_config = dict(config["env_config"])
     if config["env"] == ATARI:
@@ -46,10 +46,10 @@ def make_env(config: Mapping[str, Any], evaluation: bool = False) -> gym.Env:
 
 
 def spec_of(env: gym.Env, config: Mapping[str, Any]) -> Spec:
-    """The shapes of an environment's spaces.
+    """Returns the :class:`Spec` of an environment's spaces.
 
     Raises:
-        ValueError: for spaces that QWR does not take, and actions without bounds.
+        ValueError: for spaces that QWR does not support, and for actions without bounds.
     """
     spec = spaces.spec_of(env.observation_space, env.action_space, frame_stack_of(config))
     if isinstance(env.action_space, gym.spaces.Box) and not env.action_space.is_bounded():
@@ -60,13 +60,13 @@ def spec_of(env: gym.Env, config: Mapping[str, Any]) -> Spec:
 
 
 class Runner:
-    """Acts in one environment with networks on the CPU.
+    """An environment in which networks on the CPU act.
 
     Args:
         env: see :func:`spec_of`.
-        networks: need no critic.
-        spec: of the environment.
-        seed: of the environment and of the actions.
+        networks: the acting networks; they need no critic.
+        spec: the environment's.
+        seed: for the environment and for the actions.
     """
 
     def __init__(self, env: gym.Env, networks: QWRNetworks, spec: Spec, seed: int) -> None:
@@ -88,12 +88,12 @@ class Runner:
 
     @torch.inference_mode()
     def dist_inputs(self, obs: np.ndarray) -> np.ndarray:
-        """Parameters ``(k, m)`` of the policy in observations ``(k, *obs_shape)``."""
+        """Returns parameters ``(k, m)`` of the policy at observations ``(k, *obs_shape)``."""
         dtype = getattr(np, self.spec.obs_dtype)
         return self.networks.dist_inputs(torch.from_numpy(np.asarray(obs, dtype))).numpy()
 
     def _step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, bool]:
-        """Observation, reward, whether terminated, truncated, and terminated for the learner."""
+        """Returns observation, reward, terminated, truncated, and terminated for the learner."""
         if self.spec.discrete:
             obs, reward, terminated, truncated, info = self.env.step(int(action))
         else:
@@ -105,10 +105,10 @@ class Runner:
         return obs, float(reward), terminated, truncated, terminated or lost
 
     def collect(self, steps: int | None, reward_clip: float | None) -> list[Fragment]:
-        """Acts with the policy's noise.
+        """Collects steps of the stochastic policy.
 
         Args:
-            steps: how many; ``None`` for one whole episode.
+            steps: number of steps; ``None`` for one whole episode.
             reward_clip: see :func:`~qwr_rllib.replay.fragments.split_steps`.
         """
         rows: list[tuple] = []
@@ -149,7 +149,7 @@ class Runner:
         )
 
     def evaluate(self, episodes: int) -> list[float]:
-        """Returns of whole episodes with the mode of the policy."""
+        """Plays whole episodes with the mode of the policy, and gives the return of each."""
         returns = []
         for _ in range(episodes):
             self._reset()
@@ -167,16 +167,16 @@ class Runner:
 
 
 class LocalTrainer:
-    """QWR, AWR or AWAC in this process.
+    """A trainer of QWR, AWR or AWAC in this process.
 
     Args:
-        config: the keys of a ``QWRConfig``'s dict, as
-            :func:`~qwr_rllib.learning.config.defaults_of` has them, with ``env`` and ``seed``.
-        device: of the learner; the environment's policy stays on the CPU.
-        threads: of the learner's steps, see :class:`Learner`.
+        config: the keys of a ``QWRConfig``'s dict, as in
+            :func:`~qwr_rllib.learning.config.defaults_of`, with ``env`` and ``seed``.
+        device: the learner's device; the acting policy stays on the CPU.
+        threads: CPU threads of the learner's steps, see :class:`Learner`.
 
     Raises:
-        ValueError: for a space that is not supported, or what the learner refuses.
+        ValueError: for an unsupported space, or a setting that the learner refuses.
     """
 
     def __init__(
@@ -215,12 +215,12 @@ class LocalTrainer:
         self._acting.load_state_dict(self.acting_state())
 
     def train(self) -> dict[str, Any]:
-        """One iteration.
+        """Trains for one iteration.
 
         Returns:
-            The learner's metrics, with those of collection: see ``docs/metrics.md``. ``moved`` is
-            the root mean square distance of the policy's parameters in the new states from those
-            with which they were collected.
+            The metrics of the learner and of collection: see ``docs/metrics.md``. ``moved`` is the
+            root mean square distance, in the new states, between the policy's parameters after
+            training and those at collection.
         """
         started = time.perf_counter()
         steps = None if self._whole_episodes else self.config["n_interactions"]
@@ -243,7 +243,7 @@ class LocalTrainer:
         return metrics
 
     def evaluate(self, episodes: int) -> list[float]:
-        """Returns of whole episodes with the mode of the policy."""
+        """Plays whole episodes with the mode of the policy, and gives the return of each."""
         if self._evaluation is None:
             env = make_env(self.config, evaluation=True)
             seed = (self.config["seed"] or 0) + 10_000
@@ -253,13 +253,13 @@ class LocalTrainer:
     def save(self, folder: Path, replay: bool = True) -> None:
         """Writes a checkpoint: ``state.pt`` and, unless it is left out, ``replay.npz``.
 
-        The new files take the place of the old ones one after the other, ``state.pt`` last: a
-        checkpoint whose two files are of different iterations is told by its numbers and refused.
-        The state of the environment is not in it: the running episode is given up.
+        The files are replaced one after the other, ``state.pt`` last; :meth:`restore` refuses a
+        checkpoint whose two files are of different iterations. The environment's state is not
+        saved: a restored run begins with a new episode.
 
         Args:
-            folder: is made if it is missing.
-            replay: without it the policy can be evaluated, and not trained further.
+            folder: is created if it is missing.
+            replay: if false, the policy can be evaluated but not trained further.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if replay:
@@ -283,10 +283,10 @@ class LocalTrainer:
         os.replace(folder / f".{STATE_FILE}", folder / STATE_FILE)
 
     def restore(self, folder: Path, replay: bool = True) -> None:
-        """Goes on from a checkpoint.
+        """Restores a checkpoint, without its replay if ``replay`` is false.
 
         Raises:
-            ValueError: if the checkpoint has no replay, or that of another iteration.
+            ValueError: if the checkpoint has no replay, or the replay of another iteration.
         """
         state = torch.load(folder / STATE_FILE, weights_only=True)
         if replay:
@@ -307,7 +307,7 @@ class LocalTrainer:
         self.runner.episode, self.runner.num_steps = state["episode"], state["num_steps"]
         self.runner.returns.extend(state["returns"])
         self.runner.generator.set_state(state["actions"])
-        # Another seed than at the start, so that the same episodes do not come again.
+        # A new seed, so that the first episodes are not repeated.
         self.runner._seed = (self.config["seed"] or 0) + state["num_steps"]
         torch.set_rng_state(state["torch"])
         self._sync()

@@ -23,11 +23,11 @@ from qwr_rllib.report.trials import Trial
 logger = logging.getLogger(__name__)
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-"""Told apart with any colour vision (Okabe and Ito, 2008; their yellow is too light for lines)."""
+"""Distinct with any colour vision (Okabe and Ito, 2008; their yellow is too light for lines)."""
 MARKERS = "osD^vPX*"
 MAX_LINES = len(COLORS)
 OVERVIEW_FROM = 3
-"""With so many environments there is a figure of a small panel for each."""
+"""From this number of environments on, a figure shows a small panel for each."""
 BAND = {"iqr": "median and interquartile range", "mean-ci": "mean and 95 % bootstrap interval"}
 TITLES = {
     "training_return": "training (noisy policy)",
@@ -47,7 +47,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and what it is called."""
+    """A figure with its title and caption."""
 
     name: str
     """Name of its files."""
@@ -57,10 +57,10 @@ class Drawing:
 
 
 def draw(groups: Sequence[Group], kind: str) -> list[Drawing]:
-    """All figures that the groups give rise to.
+    """Draws all figures for the groups.
 
     Args:
-        groups: Those of one report.
+        groups: The groups of one report.
         kind: What a curve shows, "iqr" or "mean-ci", see :func:`statistics.curve`.
     """
     drawings: list[Drawing] = []
@@ -86,7 +86,7 @@ def draw(groups: Sequence[Group], kind: str) -> list[Drawing]:
 
 
 def _series(trial: Trial, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """A trial's returns over thousands of environment steps, or iterations on logged data."""
+    """Returns a trial's steps (thousands; iterations on logged data) and its returns there."""
     rows = trial.rows.dropna(subset=column)
     steps = rows.iteration if trial.offline else rows.env_steps / 1000
     return steps.to_numpy(), rows[column].to_numpy()
@@ -97,7 +97,7 @@ def _steps_label(cells: Sequence[Group]) -> str:
 
 
 def _plot(axes: Axes, cell: Group, column: str, kind: str, color: str, marker: str) -> bool:
-    """Draws a group: its average and band, and thin lines of trials that are not in it."""
+    """Draws a group's average and band, and thin lines of trials that are not averaged."""
     series = [pair for trial in cell.trials if len((pair := _series(trial, column))[0])]
     drawn = False
     if series:
@@ -151,14 +151,14 @@ def _reference_line(axes: Axes, cells: Sequence[Group], upright: bool = False) -
 
 
 def _logged_return(cell: Group) -> float | None:
-    """The mean return of the data that a group learnt from; ``None`` where it is not found."""
+    """Returns the mean return of a group's logged data; ``None`` if the data is not found."""
     config = (cell.trials + cell.others)[0].config
     return _mean_return(config["offline/dataset"], config.get("offline/num_episodes"))
 
 
 @cache
 def _mean_return(dataset: str, num_episodes: int | None) -> float | None:
-    # Here, because RLlib takes seconds to import.
+    # Imported here because importing RLlib takes seconds.
     from qwr_rllib.offline import OfflineConfig, mean_return
 
     try:
@@ -169,18 +169,18 @@ def _mean_return(dataset: str, num_episodes: int | None) -> float | None:
 
 
 def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
-    """Training and evaluation return over steps, a row for each environment."""
+    """Draws training and evaluation return over steps, a row for each environment."""
     heights = [3.0 + 0.22 * _legend_rows(cells) for cells in by_env.values()]
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(by_env), 1, squeeze=False, height_ratios=heights)
     everywhere = list(dict.fromkeys(cell.label for cells in by_env.values() for cell in cells))
     for part, (env, cells) in zip(parts[:, 0], by_env.items(), strict=True):
-        # A group looks the same in every row, unless there are more than there are colours.
+        # A group looks the same in every row, unless there are more groups than colours.
         own = [cell.label for cell in cells]
         labels = own if len(everywhere) > MAX_LINES else everywhere
         places = [labels.index(cell.label) for cell in cells]
         looks = [(cell, (COLORS[i], MARKERS[i])) for cell, i in zip(cells, places, strict=True)]
-        # Nothing is collected where data is logged, and some runs are never evaluated.
+        # On logged data there is no training return, and some runs are never evaluated.
         titles = {name: title for name, title in TITLES.items() if _has(cells, name)}
         titles = titles or {"training_return": TITLES["training_return"]}
         line = None
@@ -206,7 +206,7 @@ def learning_curves(by_env: dict[str, list[Group]], kind: str) -> Drawing:
 
 
 def overview(by_env: dict[str, list[Group]], kind: str) -> Drawing | None:
-    """A grid of small panels, one for each environment; ``None`` where colours do not suffice."""
+    """Draws a grid of small panels, one per environment; ``None`` if there are too few colours."""
     labels = list(dict.fromkeys(cell.label for cells in by_env.values() for cell in cells))
     if len(labels) > MAX_LINES:
         return None
@@ -266,7 +266,7 @@ def _say(axes: Axes, text: str) -> None:
 
 @dataclass(frozen=True)
 class GridAxes:
-    """Which config keys a figure of small multiples has along rows, columns and as colours."""
+    """The config keys that a figure of small multiples shows by rows, columns and colours."""
 
     row: str | None
     column: str
@@ -274,9 +274,9 @@ class GridAxes:
 
 
 def grid_axes(cells: Sequence[Group]) -> GridAxes | None:
-    """The axes of a grid over two or three keys with several points; ``None`` where there is none.
+    """Returns the axes of a grid over two or three keys; ``None`` if the groups form no grid.
 
-    A search, whose trials have a value each, is no grid.
+    A search is no grid: each of its trials has its own values.
     """
     keys = list(cells[0].settings)
     if len(keys) not in (2, 3) or len({cell.algorithm for cell in cells}) > 1:
@@ -289,14 +289,14 @@ def grid_axes(cells: Sequence[Group]) -> GridAxes | None:
 
 
 def _colors(values: Sequence[Any]) -> list[Any]:
-    """One for each value: a scale from dark to light for numbers, distinct ones for words."""
+    """Returns a colour per value: from dark to light for numbers, distinct ones for words."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return list(mpl.colormaps["viridis"](np.linspace(0, 0.85, len(values))))
     return list(COLORS[: len(values)])
 
 
 def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str) -> Drawing:
-    """The ablation grid: one panel for each value of two keys, one line for each of the third."""
+    """Draws the ablation grid: a panel for each value of two keys, a line for each of the third."""
     values = {key: _values(cells, key) for key in (keys.row, keys.column, keys.color) if key}
     rows = values[keys.row] if keys.row else [None]
     colors = dict(zip(map(short, values[keys.color]), _colors(values[keys.color]), strict=True))
@@ -345,7 +345,7 @@ def small_multiples(env: str, cells: Sequence[Group], keys: GridAxes, kind: str)
 
 
 def _values(cells: Sequence[Group], key: str) -> list[Any]:
-    """A setting's values in the groups, which may be lists."""
+    """Returns a setting's sorted values in the groups; a value may be a list."""
     values = {short(cell.settings[key]): cell.settings[key] for cell in cells}
     return sorted(values.values(), key=lambda value: sort_key([value]))
 
@@ -355,7 +355,7 @@ def _column(cells: Sequence[Group]) -> str:
 
 
 def _has(cells: Sequence[Group], column: str) -> bool:
-    """True if some trial has a value of the column; of logged data there is no training return."""
+    """Returns whether a trial has a value in the column; logged data gives no training return."""
     if cells[0].offline and column == "training_return":
         return False
     trials = [trial for cell in cells for trial in cell.trials + cell.others]
@@ -369,7 +369,7 @@ def _score(cells: Sequence[Group]) -> tuple[str, Callable[[Trial], float]]:
 
 
 def scores(env: str, cells: Sequence[Group]) -> Drawing | None:
-    """The final score of every seed, and the interquartile mean of each group with its interval."""
+    """Draws each seed's final score, and each group's interquartile mean with its interval."""
     column, _ = _score(cells)
     shown = [cell for cell in cells if cell.scores(column)]
     if not shown or len(shown) > 60:
@@ -407,7 +407,7 @@ def scores(env: str, cells: Sequence[Group]) -> Drawing | None:
 
 
 def parameters(env: str, cells: Sequence[Group]) -> Drawing | None:
-    """The last score of each trial of a search against each value that was searched."""
+    """Draws the last score of each trial of a search against each searched value."""
     column, score = _score(cells)
     keys = [
         key

@@ -1,4 +1,4 @@
-"""Which trials are seeds of the same thing, and which of them may be averaged."""
+"""Groups of trials that differ only in their seed, and the choice of those to average."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ NO_DIFFERENCE = (
     "seed",
     "worker_health",
 )
-"""Beginnings of config keys that change how a trial runs, not what it learns."""
+"""Prefixes of config keys that change how a trial runs, not what it learns."""
 
 FIRST_KEYS = ("backup", "margin", "n_action_samples")
-"""The axes of the paper's ablation, in its order; other keys come behind."""
+"""The axes of the paper's ablation, in its order; other keys come after these."""
 
 ABSENT = object()
 
 
 @dataclass
 class Group:
-    """Trials that differ in their seeds alone."""
+    """Trials that differ only in their seeds."""
 
     algorithm: str
     env: str
     settings: dict[str, Any]
-    """The config keys in which groups of the algorithm and environment differ."""
+    """The config keys in which groups of the same algorithm and environment differ."""
     label: str = ""
     trials: list[Trial] = field(default_factory=list)
-    """Finished, with different seeds and the same number of steps: these are averaged."""
+    """Finished trials with different seeds and the same number of steps: they are averaged."""
     others: list[Trial] = field(default_factory=list)
-    """Unfinished, failed, ... : these are listed and never averaged."""
+    """Unfinished, failed and other trials: they are listed and never averaged."""
 
     @property
     def task(self) -> str:
@@ -61,12 +61,12 @@ class Group:
 
     @property
     def env_steps(self) -> int:
-        """Environment steps of the longest averaged trial; 0 without any."""
+        """Environment steps of the longest averaged trial; 0 if there is none."""
         return max((trial.env_steps for trial in self.trials), default=0)
 
     @property
     def offline(self) -> bool:
-        """True if its trials learn from logged data alone."""
+        """Whether its trials learn from logged data alone."""
         return any(trial.offline for trial in self.trials + self.others)
 
     @property
@@ -86,7 +86,7 @@ class Group:
         return paper.VARIANTS.get(config.get("backup", ""), "QWR")
 
     def scores(self, column: str) -> list[float]:
-        """The averaged trials' ``evaluation_score`` or ``training_score``, without NaN."""
+        """Returns the averaged trials' ``evaluation_score`` or ``training_score``, without NaN."""
         values = [getattr(trial, column) for trial in self.trials]
         return [value for value in values if value == value]
 
@@ -94,7 +94,7 @@ class Group:
 def group(trials: Iterable[Trial]) -> list[Group]:
     """Groups trials by algorithm, environment, kind of data and all settings but the seed.
 
-    Writes into the trials that are finished and yet not averaged the reason.
+    Sets ``reason`` in the trials that are finished but not averaged.
     """
     kinds: dict[tuple[str, str, bool], list[Trial]] = defaultdict(list)
     for trial in trials:
@@ -106,7 +106,7 @@ def group(trials: Iterable[Trial]) -> list[Group]:
         keys = varying(members)
         cells: dict[str, Group] = {}
         for trial in members:
-            # Before its first result a trial's config is without the defaults.
+            # Before its first result, a trial's config lacks the defaults.
             settings = {key: _setting(trial.config, key) for key in keys}
             if ABSENT in settings.values():
                 continue
@@ -123,11 +123,11 @@ def group(trials: Iterable[Trial]) -> list[Group]:
 
 
 def varying(trials: Sequence[Trial]) -> list[str]:
-    """The config keys in which the trials differ, the paper's axes first.
+    """Returns the config keys in which the trials differ, the paper's axes first.
 
-    Of the trials with results: only their configs have the defaults, and a later release may have
-    added keys, which are no difference. A mapping in some of them, as ``offline``, that is empty or
-    missing in others is one setting.
+    Compares trials with results if there are any, as only their configs have the defaults. A key
+    that some of them lack, such as one of a later release, is no difference. A mapping such as
+    ``offline`` that is empty or null in some of them is one setting.
     """
     complete = [trial.config for trial in trials if len(trial.rows)]
     configs = complete or [trial.config for trial in trials]
@@ -144,7 +144,7 @@ def varying(trials: Sequence[Trial]) -> list[str]:
 
 
 def _setting(config: dict[str, Any], key: str) -> Any:
-    """The value of a key of a flat config, a mapping's as one; ``ABSENT`` without it."""
+    """Returns a key's value in a flat config, a mapping as one value; ``ABSENT`` without it."""
     if key in config:
         return config[key]
     inside = f"{key}/"
@@ -161,7 +161,7 @@ def _choose(cell: Group) -> None:
     budget = max((trial.budget for trial in finished), default=0)
     by_seed: dict[Any, Trial] = {}
     for trial in sorted(finished, key=lambda trial: trial.date):
-        # A last iteration may be a few rows longer or shorter.
+        # The last iteration may be a few rows longer or shorter.
         if trial.budget < 0.99 * budget:
             unit = "iterations" if trial.offline else "steps"
             trial.reason = f"ended at {trial.budget} {unit}, others at {budget}"
@@ -176,7 +176,7 @@ def _choose(cell: Group) -> None:
 
 
 def sort_key(values: Iterable[Any]) -> tuple[Any, ...]:
-    """Numbers by their size before words."""
+    """Returns a sort key that puts numbers, by their size, before words."""
     return tuple(
         (1, 0.0, str(value)) if isinstance(value, bool | str) or value is None
         else (0, float(value), "") if isinstance(value, int | float)
@@ -186,7 +186,7 @@ def sort_key(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def short(value: Any) -> str:
-    """A setting's value in a label."""
+    """Returns a setting's value as text for a label."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

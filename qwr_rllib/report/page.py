@@ -1,4 +1,4 @@
-"""Writes a report: tables, figures, one Markdown file and one self-contained HTML page."""
+"""The files of a report: tables, figures, one Markdown file, one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ class Summary:
     num_finished: int
     files: tuple[Path, ...]
     unreadable: tuple[str, ...] = ()
-    """Which lines of which trials could not be read."""
+    """One text for each trial with unreadable lines."""
 
 
 def write(paths: Sequence[Path], out: Path, kind: str = "iqr", title: str = "Report") -> Summary:
-    """Reports on the trials in Tune's folders at ``paths`` into the folder ``out``.
+    """Writes a report on the trials in Tune's folders at ``paths`` into the folder ``out``.
 
     Args:
         paths: Folders of trials, of experiments, or of several of these.
-        out: Is made; files of an earlier report in it are replaced.
+        out: Is created if missing; files of an earlier report in it are replaced.
         kind: What curves show: "iqr", median and interquartile range, or "mean-ci", mean and 95 %
             bootstrap interval.
-        title: The page's.
+        title: The page's title.
 
     Raises:
-        NoResultsError: naming the path in which there is nothing to report on.
+        NoResultsError: naming the path without results.
         OSError: ``out`` cannot be written.
     """
     found = trials.read(paths)
@@ -112,13 +112,13 @@ def _image(figure: Figure, suffix: str) -> bytes:
     metadata = {"Date": None} if suffix == "svg" else {}
     with mpl.rc_context(figures.STYLE):
         figure.savefig(file, format=suffix, dpi=130, metadata=metadata)
-    # Where everything goes is a third of the work, and the same for the next format.
+    # The layout takes a third of the time and is the same for the next format.
     figure.set_layout_engine("none")
     return file.getvalue()
 
 
 def _versions(found: Sequence[Trial]) -> list[str]:
-    """One line for each set of versions that trials were made with."""
+    """Returns one line for each set of versions that trials were made with."""
     sets: dict[str, int] = {}
     for trial in found:
         text = ", ".join(f"{name} {version}" for name, version in trial.versions.items())

@@ -1,4 +1,4 @@
-"""Numbers of others that a report puts beside ours, each with its source."""
+"""Published scores that a report shows beside ours, each with its source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEPS = 100_000
 
 
 class Score(NamedTuple):
-    """A mean over seeds and what the paper gives after ±; without one where it gives none."""
+    """A mean over seeds and the number after ±; ``None`` if the paper gives no such number."""
 
     mean: float
     spread: float | None = None
@@ -90,20 +90,20 @@ HUMAN = dict(zip(_GAMES, (12.1, 30.5, 29.6, 2412.5, 14.6, 42054.7), strict=True)
 RANDOM = {game: score.mean for game, score in TABLE_2["Random"].items()}
 
 VARIANTS = {"logsumexp": "QWR-LSE", "max": "QWR-MAX", "mean": "QWR-AVG"}
-"""The paper's names by ``backup``."""
+"""The paper's names of QWR's variants, by ``backup``."""
 
 
 def task(env: str) -> str:
-    """The paper's name of an environment: ``Walker2d`` of ``Walker2d-v5``.
+    """Returns the paper's name of an environment: ``Walker2d`` for ``Walker2d-v5``.
 
-    ``Pong`` of ``ale_py:ALE/Pong-v5`` and of ``PongNoFrameskip-v4``.
+    Returns ``Pong`` for ``ale_py:ALE/Pong-v5`` and for ``PongNoFrameskip-v4``.
     """
     name = re.split(r"[/:]", env)[-1]
     return re.sub(r"(NoFrameskip|Deterministic)?(-v\d+)?$", "", name)
 
 
 def table_of(task_name: str) -> tuple[dict[str, dict[str, Score]], str] | None:
-    """The paper's table that has the task, and its source; ``None`` where it has it not."""
+    """Returns the paper's table with the task, and its source; ``None`` if no table has it."""
     for table, source in ((TABLE_1, TABLE_1_SOURCE), (TABLE_2, TABLE_2_SOURCE)):
         if task_name in table["QWR-LSE"]:
             return table, source
@@ -111,5 +111,5 @@ def table_of(task_name: str) -> tuple[dict[str, dict[str, Score]], str] | None:
 
 
 def human_normalized(game: str, score: float) -> float:
-    """``(score - random) / (human - random)``: 0 plays at random, 1 as a human."""
+    """Returns ``(score - random) / (human - random)``: 0 is random play, 1 is a human's."""
     return (score - RANDOM[game]) / (HUMAN[game] - RANDOM[game])

@@ -1,8 +1,8 @@
 """Statistics over seeds: interquartile means, stratified bootstrap intervals, curves.
 
 After Agarwal et al., Deep Reinforcement Learning at the Edge of the Statistical Precipice, 2021
-(rliable), with SciPy's bootstrap: each task is a sample of its own there, so that its seeds are
-redrawn within it, which is the stratified bootstrap.
+(rliable), with SciPy's bootstrap. Each task is a separate sample, so that seeds are redrawn within
+each task: this is the stratified bootstrap.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Interval(NamedTuple):
 
 
 def iqm(scores: Any, axis: int | None = None) -> Any:
-    """The interquartile mean: without the lowest and the highest quarter, rounded down.
+    """Returns the interquartile mean: the mean without the lowest and the highest quarter.
 
-    Of fewer than four scores it is their mean.
+    A quarter is rounded down to whole scores: fewer than four scores give their mean.
     """
     return stats.trim_mean(scores, 0.25, axis=axis)
 
@@ -37,16 +37,16 @@ def iqm(scores: Any, axis: int | None = None) -> Any:
 def interval(
     samples: Sequence[Sequence[float]], statistic: Statistic = iqm, num: int = NUM_RESAMPLES
 ) -> Interval | None:
-    """The 95 % stratified bootstrap interval (percentiles) of a statistic of all scores.
+    """Returns the 95 % stratified bootstrap interval (percentiles) of a statistic of all scores.
 
     Args:
         samples: The scores of each task's seeds.
-        statistic: Of scores along an axis, as :func:`iqm` or ``numpy.mean``.
-        num: How often the seeds are drawn anew.
+        statistic: A function of scores along an axis, such as :func:`iqm` or ``numpy.mean``.
+        num: The number of resamples.
 
     Returns:
-        The interval, or ``None`` where some task has one seed only: nothing is known then of how
-        seeds differ.
+        The interval; ``None`` if a task has fewer than two seeds, which do not show how seeds
+        differ.
     """
     if not samples or min(map(len, samples)) < 2:
         return None
@@ -61,14 +61,14 @@ def interval(
         n_resamples=num,
         confidence_level=CONFIDENCE,
         method="percentile",
-        # The same report from the same results.
+        # A fixed seed: the same results give the same report.
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(float(found.low), float(found.high))
 
 
 class Curve(NamedTuple):
-    """A learning curve over seeds; the band is NaN where there is one seed only."""
+    """A learning curve over seeds; the band is NaN if there is only one seed."""
 
     steps: np.ndarray
     middle: np.ndarray
@@ -77,10 +77,10 @@ class Curve(NamedTuple):
 
 
 def curve(series: Sequence[tuple[np.ndarray, np.ndarray]], kind: str = "iqr") -> Curve:
-    """The middle and the spread of several seeds' returns over environment steps.
+    """Returns the middle and the spread of several seeds' returns over environment steps.
 
-    Where seeds have returns at different steps they are interpolated linearly, between the first
-    and the last step that all of them have.
+    Returns at different steps are interpolated linearly, from the first to the last step that all
+    seeds cover.
 
     Args:
         series: Steps (increasing) and returns of each seed, without NaN.

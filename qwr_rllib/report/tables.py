@@ -33,14 +33,14 @@ class Table:
 
     @property
     def markdown(self) -> str:
-        """The shown table in Markdown."""
+        """The formatted text as a Markdown table."""
         rows = [list(self.text.columns), ["---"] * self.text.shape[1], *self.text.values.tolist()]
         cells = ([str(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows)
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def number(value: float | None) -> str:
-    """Four digits, enough for any return; a dash for what is missing."""
+    """Formats a number with 0 to 2 decimals, by its size; a dash if it is missing."""
     if value is None or math.isnan(value):
         return MISSING
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
@@ -48,7 +48,7 @@ def number(value: float | None) -> str:
 
 
 def with_interval(value: float, low: float | None, high: float | None) -> str:
-    """``12.0 [10.0, 13.0]``, and a dash in the brackets where there is no interval."""
+    """Formats ``12.0 [10.0, 13.0]``, with a dash in the brackets if there is no interval."""
     if math.isnan(value):
         return MISSING
     bounds = MISSING if low is None or math.isnan(low) else f"{number(low)}, {number(high)}"
@@ -56,7 +56,7 @@ def with_interval(value: float, low: float | None, high: float | None) -> str:
 
 
 def _estimate(samples: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Interquartile mean and interval, NaN where there is none."""
+    """Returns the interquartile mean and the interval's bounds; NaN for what does not exist."""
     scores = np.concatenate([np.asarray(sample, float) for sample in samples])
     if not len(scores):
         return (math.nan,) * 3
@@ -65,7 +65,7 @@ def _estimate(samples: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 
 
 def final_scores(groups: Sequence[Group]) -> Table:
-    """The final scores of each group: evaluation and training, over seeds."""
+    """Returns the table of each group's final scores: evaluation and training, over seeds."""
     rows = []
     for group in groups:
         evaluation = group.scores("evaluation_score")
@@ -137,7 +137,7 @@ def _intervals(frame: pd.DataFrame, what: str) -> list[str]:
 
 
 def beside_the_paper(groups: Sequence[Group]) -> Table | None:
-    """Ours beside the paper's Tables 1 and 2; ``None`` without an environment of theirs."""
+    """Returns our scores beside the paper's Tables 1 and 2; ``None`` if no environment matches."""
     rows, sources, short = [], [], False
     for group in groups:
         if not group.trials or group.offline or (found := paper.table_of(group.task)) is None:
@@ -192,7 +192,7 @@ def _cell(env: str, name: str) -> str:
 
 
 def human_normalized(groups: Sequence[Group]) -> Table | None:
-    """Human-normalised Atari scores, of each game and over games; ``None`` without a game."""
+    """Returns human-normalised Atari scores, per game and over games; ``None`` without a game."""
     by_label: dict[str, dict[str, list[float]]] = defaultdict(dict)
     for group in groups:
         scores = group.scores("evaluation_score")
@@ -250,14 +250,14 @@ def _normalized_row(label: str, game: str, samples: list[list[float]]) -> dict[s
 
 
 def left_out(trials: Sequence[Trial], groups: Sequence[Group]) -> Table | None:
-    """The trials that are in no average, with the reason; ``None`` when all are."""
+    """Returns the trials that are not averaged, with the reason; ``None`` if there are none."""
     averaged = {trial.folder for group in groups for trial in group.trials}
     missing = [trial for trial in trials if trial.folder not in averaged]
     return _listing("left_out", "Not in the averages", missing) if missing else None
 
 
 def all_trials(trials: Sequence[Trial]) -> Table:
-    """Every trial."""
+    """Returns the table of all trials."""
     return _listing("trials", "All trials", trials)
 
 
@@ -297,7 +297,7 @@ def _listing(name: str, title: str, trials: Sequence[Trial]) -> Table:
 
 
 def results(trials: Sequence[Trial]) -> pd.DataFrame:
-    """The kept results of every iteration of every trial."""
+    """Returns the kept results of every iteration of every trial."""
     frames = [
         trial.rows.assign(trial=trial.name, environment=trial.env, seed=trial.seed)
         for trial in trials

@@ -1,4 +1,4 @@
-"""Reads the trials of Tune's result folders, also while they run or after they were killed."""
+"""The trials in Tune's result folders, including running and killed ones."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ COLUMNS = {
     "learner/target_mean": "target_mean",
     "learner/weight_ess": "weight_ess",
 }
-"""The results that are kept, and what a report calls them. Steps are environment steps."""
+"""The results that are kept, with their names in a report. Steps are environment steps."""
 
 EPISODE_RETURNS = ("env_runners", "hist_stats", "episode_reward")
 TRAINING_EPISODES = 10
-"""The last episodes of training whose mean stands beside the evaluation."""
+"""Number of last training episodes whose mean return is shown beside the evaluation."""
 
 
 class NoResultsError(ValueError):
-    """There is nothing to report on."""
+    """Raised if there is nothing to report on."""
 
 
 @dataclass
 class Trial:
-    """One trial, as far as it came."""
+    """One trial, as far as it ran."""
 
     folder: Path
     trial_id: str
@@ -52,19 +52,19 @@ class Trial:
     env: str
     seed: int | None
     config: dict[str, Any]
-    """Flat, with the defaults; empty before the first result."""
+    """Flat config; it has the defaults after the first result."""
     rows: pd.DataFrame
     """A row for each iteration, see :data:`COLUMNS`."""
     status: str
     reason: str = ""
-    """Why it is not finished, or is left out of the averages though it is."""
+    """Why it is not finished, or is finished but not averaged."""
     training_score: float = math.nan
     """Mean return of the last 10 episodes of training."""
     evaluation_episodes: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     unreadable: list[int] = field(default_factory=list)
-    """The lines of its ``result.json``, from 1, that are no results."""
+    """Numbers, from 1, of the lines in its ``result.json`` that are no results."""
     date: str = ""
     """Date of the last result."""
 
@@ -75,12 +75,12 @@ class Trial:
 
     @property
     def offline(self) -> bool:
-        """True if it learns from logged data alone."""
+        """Whether it learns from logged data alone."""
         return "offline/dataset" in self.config and self.config.get("offline/iterations") is None
 
     @property
     def budget(self) -> int:
-        """Environment steps so far, or iterations where it trains on logged data alone."""
+        """Environment steps so far, or iterations if it trains on logged data alone."""
         return len(self.rows) if self.offline else self.env_steps
 
     @property
@@ -96,7 +96,7 @@ class Trial:
 
 
 def read(paths: Sequence[Path]) -> list[Trial]:
-    """All trials below the paths: folders of trials, of experiments, or of several of these.
+    """Reads all trials below the paths: folders of trials, of experiments, or of several of these.
 
     Raises:
         NoResultsError: naming the path that is missing or has no results of an RLlib algorithm.
@@ -116,7 +116,7 @@ def read(paths: Sequence[Path]) -> list[Trial]:
 
 
 def commands(trials: Sequence[Trial]) -> list[str]:
-    """The commands that the trials' experiments were started with, where they were noted."""
+    """Returns the commands that started the trials' experiments, if they were recorded."""
     noted: dict[str, None] = {}
     for folder in dict.fromkeys(trial.folder.parent for trial in trials):
         try:
@@ -157,10 +157,10 @@ def _states(experiment: Path) -> dict[str, dict[str, Any]]:
 
 
 def _results(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The results in a file, and the numbers of its lines that are no results.
+    """Returns the results in a file, and the numbers of its lines that are no results.
 
-    A trial that went on from a checkpoint, or from the beginning, does some iterations again: of
-    these the last count, and all that the abandoned run did after them is dropped.
+    A trial that was resumed from a checkpoint, or restarted, repeats some iterations. The repeated
+    ones count; those of the abandoned run, and all later ones of it, are dropped.
     """
     results: list[dict[str, Any]] = []
     broken = []
@@ -180,7 +180,7 @@ def _results(file: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def unreadable_text(lines: Sequence[int]) -> str:
-    """``2 unreadable lines in result.json (3, 7)``, of many the first five."""
+    """Returns ``2 unreadable lines in result.json (3, 7)``; names at most five lines."""
     named = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
     return f"{counted(len(lines), 'unreadable line')} in result.json ({named})"
 
@@ -212,7 +212,7 @@ def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
         ],
         columns=list(COLUMNS.values()),
     )
-    # Every RLlib algorithm reports these; a trainable of the user's own does not. The return itself
+    # Every RLlib algorithm reports these keys; a user's own trainable does not. The return itself
     # is NaN until an episode has ended.
     foreign = bool(last) and not {"num_env_steps_sampled_lifetime", "env_runners"} <= last.keys()
     config = _flat(last.get("config") or state.get("config") or _params(folder))
@@ -251,7 +251,7 @@ def _read_trial(folder: Path, state: dict[str, Any]) -> Trial:
 
 
 def _environment(config: dict[str, Any]) -> str:
-    """``Atari100k/MsPacman`` where games are chosen in ``env_config``, else the name in ``env``."""
+    """Returns ``Atari100k/MsPacman`` if ``env_config`` names a game, else the name in ``env``."""
     env, game = str(config.get("env", "?")), config.get("env_config/game")
     return env if game is None else f"{env}/{str(game).title().replace('_', '')}"
 
@@ -288,7 +288,7 @@ def _params(folder: Path) -> dict[str, Any]:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys with slashes; objects' addresses in memory, which differ in vain, are cut off."""
+    """Returns a flat config, nested keys joined by ``/``; removes objects' memory addresses."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:

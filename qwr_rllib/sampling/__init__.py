@@ -1,1 +1,1 @@
-"""Collection: the rollout workers' part, and the collector that asks them. Knows Ray."""
+"""Collection of rows: the rollout workers' part, and the collector. Uses Ray."""

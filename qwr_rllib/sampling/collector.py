@@ -1,6 +1,6 @@
-"""Has the rollout workers fill the replay, a round of ``n_interactions`` rows at a time.
+"""Collection by the rollout workers into the replay, in rounds of ``n_interactions`` rows.
 
-What counts is what the replay has: a worker may die after its rows arrived there.
+A row counts once the replay has it: a worker may die after sending its rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from qwr_rllib.sampling.worker import Failure, Outcome, ReplayLost, collect, res
 logger = logging.getLogger("ray.rllib.qwr")
 
 MAX_ROUNDS_WITHOUT_ROWS = 3
-"""After so many in a row the run ends; so many restarts without an answer count as well."""
+"""The run ends after this many rounds in a row without rows, or restarts without an answer."""
 
 # Tags of RLlib's asynchronous calls.
 _COLLECT, _OVERLAPPED, _RESEND = "qwr_collect", "qwr_overlapped", "qwr_resend"
@@ -31,32 +31,32 @@ _COLLECT, _OVERLAPPED, _RESEND = "qwr_collect", "qwr_overlapped", "qwr_resend"
 
 @dataclass
 class Round:
-    """The outcome of a round, beside its rows."""
+    """The outcome of a round, without its rows."""
 
     metrics: dict[str, int] = field(default_factory=dict)
-    """The replay's at the end."""
+    """The replay's metrics at the end."""
     blocked_s: float = 0.0
-    """Seconds that workers waited for the replay, summed over them."""
+    """Seconds that workers waited for the replay, summed over workers."""
     refusals: list[str] = field(default_factory=list)
     """A line for each refused fragment."""
 
 
 def num_steps(metrics: dict[str, int]) -> int:
-    """Environment steps that reached the replay so far, by its metrics."""
+    """Returns the environment steps that reached the replay so far, from its metrics."""
     return metrics["num_rows_inserted_lifetime"] + metrics["num_rows_refused_lifetime"]
 
 
 class RolloutWorkers:
-    """The rollout workers of a group as those who are asked for rows.
+    """The rollout workers of a group, which run jobs that collect rows.
 
     Args:
-        group: the rollout workers, or a local one alone.
-        num_workers: rollout workers; 0 for the local one.
+        group: the rollout workers, or a local worker alone.
+        num_workers: number of rollout workers; 0 for the local worker.
         restore_workers: takes restarted workers back into the group.
-        patience_s: for how long a restart of the last worker is waited for; 0 where workers are
-            not restarted.
-        timeout_s: for how long an answer of a worker is waited for. One that gives none is killed,
-            so that Ray restarts it; the local one cannot be interrupted.
+        patience_s: seconds to wait for a restart if no worker is left; 0 if workers are not
+            restarted.
+        timeout_s: seconds to wait for a worker's answer. A worker without an answer is killed, so
+            that Ray restarts it; the local worker cannot be interrupted.
     """
 
     def __init__(
@@ -73,19 +73,19 @@ class RolloutWorkers:
         self._patience_s = patience_s
         self._timeout_s = timeout_s
         self.round_number = 0
-        """Grows when the learner's view has the rows: the workers then drop theirs."""
+        """Grows when the learner's view has the rows; the workers then drop theirs."""
         self.refusals: list[str] = []
-        """A line for each run of rows that was refused in this round."""
+        """One line for each refused run of rows in this round."""
         self._trouble: dict[int, str] = {}  # by worker: why it brought no rows last time
 
     def ask(
         self, job: Callable[..., Outcome], tag: str, workers: Sequence[int] | None = None
     ) -> None:
-        """Has the healthy remote workers, or those given, begin a job."""
+        """Starts a job in the healthy remote workers, or in those given."""
         self._group.foreach_env_runner_async(job, tag=tag, remote_worker_ids=workers)
 
     def answers(self, tag: str) -> list[Outcome]:
-        """Waits for what became of the jobs of a tag.
+        """Waits for the jobs of a tag and returns their outcomes.
 
         Raises:
             RuntimeError: if an environment or worker raised.
@@ -110,14 +110,14 @@ class RolloutWorkers:
     def do(
         self, job: Callable[..., Outcome], tag: str, workers: Sequence[int] | None = None
     ) -> list[Outcome]:
-        """Has the workers do a job and waits; see :meth:`ask` and :meth:`answers`."""
+        """Runs a job in the workers and waits; see :meth:`ask` and :meth:`answers`."""
         if not self.num_workers:
             return self._checked([job(self._group.local_env_runner)])
         self.ask(job, tag, workers)
         return self.answers(tag)
 
     def resend(self, actor: ActorHandle) -> None:
-        """Has the workers send again to ``actor`` what they sent in this round."""
+        """Makes the workers send this round's rows again, to ``actor``."""
         self.do(functools.partial(resend, replay=actor, round_number=self.round_number), _RESEND)
 
     def end_round(self) -> None:
@@ -126,10 +126,10 @@ class RolloutWorkers:
         self.refusals = []
 
     def healthy(self) -> list[int]:
-        """Workers that can be asked, waiting for a restart where there is none.
+        """Returns the healthy workers; waits for a restart if there are none.
 
         Raises:
-            RuntimeError: if none comes back.
+            RuntimeError: if no worker comes back.
         """
         deadline = time.monotonic() + self._patience_s
         restarts_before = None
@@ -149,7 +149,7 @@ class RolloutWorkers:
         return healthy
 
     def no_rows(self, when: str) -> str:
-        """Says that there were no rows, what is known of each worker, and where to look."""
+        """Returns a message: there were no rows, what is known of each worker, where to look."""
         trouble = ", ".join(f"worker {worker}: {why}" for worker, why in self._trouble.items())
         session = ray.get_runtime_context().get_session_name()
         return (
@@ -170,12 +170,12 @@ class RolloutWorkers:
 
 
 class Collector:
-    """Asks rollout workers for rows; what a lost one owes is asked of the others.
+    """A collector of rows by rollout workers; other workers collect what a lost one owes.
 
     Args:
-        workers: who collect.
-        replay: where they send the rows.
-        num_rows: of a round; a multiple of the workers.
+        workers: the workers that collect.
+        replay: the replay to which they send the rows.
+        num_rows: rows per round; a multiple of the number of workers.
     """
 
     def __init__(self, workers: RolloutWorkers, replay: ReplayClient, num_rows: int) -> None:
@@ -183,18 +183,18 @@ class Collector:
         self._replay = replay
         self._num_rows = num_rows
         self._share = num_rows // max(1, workers.num_workers)
-        self._overlapped: list[Outcome] = []  # of a round that was begun, as far as it is over
+        self._overlapped: list[Outcome] = []  # finished part of a round that was begun
 
     def begin(self, policy_version: int) -> None:
-        """Starts a round that the next :meth:`complete` takes the rows of."""
+        """Starts a round, whose rows the next :meth:`complete` takes."""
         self._workers.ask(self._job(policy_version), _OVERLAPPED)
 
     def wait(self) -> None:
-        """Waits for the workers to end what was begun, at most for the time-out."""
+        """Waits for the workers to end the round that was begun, at most for the time-out."""
         self._overlapped += self._workers.answers(_OVERLAPPED)
 
     def complete(self, steps_before: int, policy_version: int) -> Round:
-        """Collects until the replay has taken a round more than ``steps_before`` rows ever.
+        """Collects until the replay has received ``steps_before`` and a round of rows in total.
 
         Raises:
             RuntimeError: if an environment or worker raised, if no worker comes back, or if the
@@ -208,7 +208,7 @@ class Collector:
         while True:
             result.metrics = self._replay.call("metrics")
             missing = steps_before + self._num_rows - num_steps(result.metrics)
-            if missing <= 0:  # less if a worker that seemed lost had sent its rows
+            if missing <= 0:  # < 0 if a worker that seemed lost had sent its rows
                 result.refusals = self._workers.refusals
                 return result
             num_fruitless = 0 if missing < least_missing else num_fruitless + 1
@@ -225,7 +225,7 @@ class Collector:
         self._workers.end_round()
 
     def abandon_round(self) -> None:
-        """Waits for what is under way and forgets it."""
+        """Waits for the running round and drops its outcomes."""
         self.wait()
         self._overlapped = []
         self.end_round()

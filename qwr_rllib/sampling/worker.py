@@ -1,8 +1,8 @@
-"""Runs inside a rollout worker: samples rows and sends them to the replay actor.
+"""The part that runs inside a rollout worker: samples rows and sends them to the replay actor.
 
-It has one batch in flight: the next is sampled only when the replay has taken the last. An
-iteration's rows are kept until the learner's view has them too, to be sent again if the replay
-actor dies before.
+A worker samples the next batch only when the replay has taken the last one. It keeps an
+iteration's rows until the learner's view has them, and sends them again if the replay actor dies
+before.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ COLLECTED = (
     SampleBatch.REWARDS,
     SampleBatch.TERMINATEDS,
     SampleBatch.TRUNCATEDS,
-    SampleBatch.EPS_ID,  # RLlib wants it itself
+    SampleBatch.EPS_ID,  # RLlib itself needs it
     SampleBatch.T,
 )
-"""The other columns that RLlib is to collect; it drops what nobody names."""
+"""The other columns that RLlib collects; it drops columns that are not named."""
 
 
 class ActingPolicy(Protocol):
@@ -48,16 +48,16 @@ class ActingPolicy(Protocol):
     spec: Spec
     config: dict[str, Any]
     episodes: dict[int, int]
-    """The name in the replay of the episode under way in each sub-environment."""
+    """The running episode's name in the replay, by sub-environment."""
 
     def dist_inputs(self, obs: np.ndarray) -> np.ndarray:
-        """Parameters of ``pi(.|s)`` ``(k, m)`` at raw observations ``(k, ...)``."""
+        """Returns parameters ``(k, m)`` of ``pi(.|s)`` at raw observations ``(k, ...)``."""
         ...
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An error inside a worker, as data: RLlib would kill the worker for an exception."""
+    """An error inside a worker, as data: RLlib would kill a worker that raises."""
 
     worker: int
     traceback: str
@@ -65,7 +65,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class ReplayLost:
-    """The replay actor did not answer; the worker has kept the rows."""
+    """A replay actor that did not answer; the worker keeps the rows."""
 
     replay: ActorHandle
     reason: str
@@ -76,7 +76,7 @@ Outcome = Receipt | ReplayLost | Failure
 
 @dataclass
 class _Outbox:
-    """Rows that a worker has sent in round ``number``: the learner's view lacks them yet."""
+    """Rows that a worker sent in round ``number`` and that the learner's view may still lack."""
 
     number: int
     fragments: list[Fragment]
@@ -85,14 +85,14 @@ class _Outbox:
 def collect(
     worker: RolloutWorker, replay: ActorHandle, round_number: int, policy_version: int
 ) -> Outcome:
-    """Samples a batch, stores it in the replay and returns what became of it.
+    """Samples a batch, stores it in the replay and returns the outcome.
 
     Args:
-        worker: where this runs.
+        worker: the worker in which this runs.
         replay: the replay actor.
-        round_number: grows with each update of the learner's view; the rows of earlier rounds
-            are in it.
-        policy_version: of the worker's weights, see :attr:`Fragment.policy_version`.
+        round_number: grows with each update of the learner's view, which then has the rows of
+            earlier rounds.
+        policy_version: version of the worker's weights, see :attr:`Fragment.policy_version`.
     """
     try:
         batch = worker.sample().policy_batches[DEFAULT_POLICY_ID]
@@ -108,7 +108,7 @@ def collect(
 
 
 def resend(worker: RolloutWorker, replay: ActorHandle, round_number: int) -> Outcome:
-    """Sends the rows of the round again."""
+    """Sends this round's rows again."""
     return _send(worker, replay, _outbox(worker, round_number).fragments)
 
 
@@ -131,15 +131,15 @@ def _send(worker: RolloutWorker, replay: ActorHandle, fragments: Sequence[Fragme
 def fragments_of(policy: ActingPolicy, batch: SampleBatch) -> list[Fragment]:
     """Splits a batch into fragments: see :func:`~qwr_rllib.replay.fragments.split_steps`.
 
-    ``mu`` in the state after an unfinished or cut fragment is that of the policy now. A step
-    whose ``info`` has a true ``life_lost`` counts as terminated, though the episode goes on.
+    In the state after an unfinished or truncated fragment, ``mu`` is the current policy. A step
+    whose ``info`` has a true ``life_lost`` counts as terminated, although the episode continues.
 
     An episode gets its name in the replay when it begins. RLlib's own ids come from Python's random
-    state and repeat when this is set back: by a restore, by another algorithm of the same seed in
-    this process, in a seeded worker that is started again.
+    state and repeat if that is reset: by a restore, by another algorithm with the same seed in this
+    process, or by the restart of a seeded worker.
 
     Raises:
-        ValueError: if observations are not the stacks of frames that the config says they are.
+        ValueError: if observations are not the stacks of frames that the config describes.
     """
     spec = policy.spec
 
