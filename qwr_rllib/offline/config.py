@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from qwr_rllib.validation import (
     BOOLEAN,
+    POSITIVE,
     Rule,
     check_settings,
     integer,
@@ -44,6 +45,9 @@ class OfflineConfig:
     mu: Mu = setting("recorded", one_of(Mu))
     """True if recorded parameters of ``mu`` are taken where there are any, or the taken action
     always stands in."""
+    mu_std: float | Literal["auto"] = setting("auto", POSITIVE | "auto")
+    """The standard deviation of ``mu`` of continuous actions, while nothing is collected.
+    ``"auto"`` estimates it from the data: see :func:`~qwr_rllib.offline.noise.mu_std`."""
     smoothing: float = setting(0.1, Rule("a number in (0, 1]", _is_share))
     """The share of a uniform distribution in a discrete action's stand-in for ``mu``."""
     check_env: bool = setting(True, BOOLEAN)
