@@ -1,8 +1,8 @@
 """Logged data as a replay: Minari's data sets and RLlib's own recorded output.
 
 An episode of ``k`` steps becomes ``k`` rows. Where the data does not say which policy chose its
-actions, the taken action stands in for ``mu``: as the mean of the Gaussian (whose standard
-deviation is ``action_std`` as always), or with probability ``1 - smoothing`` beside a uniform
+actions, the taken action stands in for ``mu``: as the mean of the Gaussian (its standard
+deviation: :mod:`qwr_rllib.offline.noise`), or with probability ``1 - smoothing`` beside a uniform
 rest. The state after a cut episode's last step has no action: it gets the ``mu`` of that step.
 """
 
