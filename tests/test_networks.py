@@ -137,6 +137,15 @@ def test_gaussian_proposals_have_the_moments_of_mu():
     assert correlations.abs().max() < 0.02
 
 
+def test_only_proposals_have_the_std_of_mu():
+    actor = gaussian_actor()
+    actor.mu_std = 0.1
+    params = torch.zeros(10_000, 2)
+    actions, _ = actor.proposals(params, 1)
+    assert actions.std().item() == pytest.approx(0.1, rel=0.05)
+    assert actor.sample(params).std().item() == pytest.approx(0.4, rel=0.05)
+
+
 def test_categorical_proposals_follow_mu():
     params = torch.tensor([[0.0, math.log(2), math.log(5), -math.inf]])
     actions, probs = categorical_actor().proposals(params.expand(50_000, 4), 3)

@@ -14,11 +14,14 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.offline.json_writer import JsonWriter
 from ray.rllib.policy.sample_batch import SampleBatch
 
-from qwr_rllib import AWRConfig, QWRConfig
+from qwr_rllib import QWR, AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
 from qwr_rllib.envs.spaces import fitted, spec_of
-from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return
+from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return, mu_std
+from qwr_rllib.offline.noise import action_noise
+from qwr_rllib.replay.fragments import Fragment
 from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.storage import ReplayStorage
 
 minari = pytest.importorskip("minari")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
@@ -87,6 +90,51 @@ def rows(storage):
         (columns["obs"][i].tolist(), columns["actions"][i], columns["action_dist_inputs"][i])
         for i in slots
     ]
+
+
+def logged_policy(noise, scale=(1.0, 1.0), constant=False, num_episodes=20, steps=200):
+    """Fills a store by ``a = (s1, -s1) / 2 + noise`` on ``num_episodes`` random walks in [0, 1]^2.
+
+    With ``constant`` an episode has one draw of the noise for all its steps.
+    """
+    random = np.random.default_rng(0)
+    spec = spec_of(Box.observation_space, Box.action_space)
+    storage = ReplayStorage(spec, num_episodes * steps)
+    for number in range(num_episodes):
+        obs = random.random((steps + 1, 2)).astype(np.float32)
+        mean = np.stack([obs[:, 0], -obs[:, 0]], 1) / 2
+        shape = (1, 2) if constant else (steps, 2)
+        actions = (mean[:-1] + noise * random.standard_normal(shape)).astype(np.float32)
+        rewards = np.zeros(steps, np.float32)
+        flags = {"terminated": False, "done": True}
+        storage.add(Fragment(number, 0, obs * np.float32(scale), mean, actions, rewards, **flags))
+    return storage
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.3])
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (100.0, 0.01)])
+def test_the_noise_of_actions_is_estimated(noise, scale):
+    assert action_noise(logged_policy(noise, scale)) == pytest.approx(noise, rel=0.1)
+
+
+def test_without_noise_the_estimate_is_small():
+    assert action_noise(logged_policy(0.0)) < 0.02
+
+
+def test_noise_that_an_episode_shares_is_noise():
+    constant = logged_policy(0.3, constant=True, num_episodes=200, steps=20)
+    assert action_noise(constant) == pytest.approx(0.3, rel=0.2)
+
+
+def test_one_episode_says_nothing_about_noise():
+    storage = logged_policy(0.1, num_episodes=1)
+    assert action_noise(storage) is None
+    assert mu_std(storage, action_std=0.4) == 0.4
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, 0.05), (1.0, 0.4)])
+def test_the_std_of_mu_is_bounded(noise, expected):
+    assert mu_std(logged_policy(noise), action_std=0.4) == expected
 
 
 # Minari
@@ -338,6 +386,7 @@ def test_minari_missing_names_the_extra(monkeypatch):
         ({"dataset": "a", "iteration": 1}, "'iteration'; did you mean 'iterations'"),
         ({"dataset": "a", "iterations": -1}, "offline.iterations must be an integer >= 0"),
         ({"dataset": "a", "num_episodes": 0}, "offline.num_episodes must be an integer >= 1"),
+        ({"dataset": "a", "mu_std": 0}, "offline.mu_std must be a number > 0 or 'auto', got 0"),
         ({"dataset": "a", "smoothing": 0}, r"offline.smoothing must be a number in \(0, 1\]"),
         ({"dataset": "a", "mu": "x"}, "offline.mu must be one of 'recorded', 'taken', got 'x'"),
     ],
@@ -477,6 +526,7 @@ def test_training_offline_then_online(local_ray, kind, tmp_path):
     algo = config.build_algo()
     try:
         results = [algo.train() for _ in range(2)]
+        assert algo.learner.mu_std == pytest.approx(0.4)  # random actions have much noise
         for result in results:
             assert result["num_env_steps_sampled_lifetime"] == 0
             assert result["replay"]["num_rows"] == 80
@@ -494,6 +544,31 @@ def test_training_offline_then_online(local_ray, kind, tmp_path):
         result = restored.train()
         assert result["num_env_steps_sampled_lifetime"] == 20
         assert result["replay"]["num_rows"] == 100
+    finally:
+        restored.stop()
+
+
+@pytest.mark.ray
+def test_the_noise_of_logged_actions_is_kept_until_rows_are_collected(local_ray, tmp_path):
+    offline = {"dataset": pendulum(), "iterations": 1, "mu_std": 0.07}
+    config = (
+        QWRConfig()
+        .environment("Pendulum-v1")
+        .env_runners(num_env_runners=0)
+        .training(**SMALL, offline=offline)
+    )
+    algo = config.build_algo()
+    try:
+        algo.train()
+        assert algo.learner.mu_std == 0.07
+        path = algo.save(str(tmp_path / "saved")).checkpoint.path
+    finally:
+        algo.stop()
+    restored = QWR.from_checkpoint(path)
+    try:
+        assert restored.learner.mu_std == 0.07
+        restored.train()
+        assert restored.learner.mu_std == 0.4
     finally:
         restored.stop()
 

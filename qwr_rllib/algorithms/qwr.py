@@ -51,7 +51,7 @@ from qwr_rllib.learning.config import (
 )
 from qwr_rllib.learning.learner import Learner
 from qwr_rllib.learning.networks import networks_of
-from qwr_rllib.offline import OfflineConfig, load
+from qwr_rllib.offline import OfflineConfig, load, mu_std
 from qwr_rllib.prometheus import RunMetrics
 from qwr_rllib.replay.client import ReplayClient
 from qwr_rllib.replay.replica import ReplayView
@@ -452,11 +452,20 @@ class QWR(Algorithm):
         with contextlib.closing(creator(EnvContext(self.config.env_config, 0))) as env:
             storage = self.config.load_offline(env)
         self._num_rows_offline = storage.num_rows_inserted_lifetime
+        if not storage.spec.discrete:
+            assert self._offline is not None
+            std = self._offline.mu_std
+            if std == "auto":
+                std = mu_std(storage, self.config.action_std)
+                logger.info("The noise of the logged actions is taken to be %.3g.", std)
+            self.learner.mu_std = std
         self.replay_client.call("load", storage.state_arrays())
         self._update_view()
 
     def _collect(self) -> None:
         """Collects an iteration's rows; see :class:`Collector`."""
+        if self._offline is not None and not self.view.spec.discrete:
+            self.learner.mu_std = self.config.action_std  # rows of the policy come too
         collected = self.collector.complete(self._num_steps_in_view, self.learner.num_actor_updates)
         self._blocked_s = collected.blocked_s
         refused = collected.metrics["num_rows_refused_lifetime"] - self._replay_metrics.get(

@@ -149,6 +149,18 @@ class Learner:
         if update is not None:
             update(obs)
 
+    @property
+    def mu_std(self) -> float | None:
+        """Standard deviation of the stored ``mu``; ``None`` for discrete actions.
+
+        By default it is the policy's. Set it for logged data, whose noise may differ.
+        """
+        return getattr(self.actor, "mu_std", None)
+
+    @mu_std.setter
+    def mu_std(self, std: float) -> None:
+        self.actor.mu_std = std
+
     def train(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
         """Trains for one iteration: the critic phase, then the actor phase.
 
@@ -410,6 +422,7 @@ class Learner:
             "actor_optimizer": self._actor_step.state_dict(),
             "generator": self._generator.get_state(),
             "gamma": self.gamma,
+            "mu_std": self.mu_std,
             "num_critic_updates": self.num_critic_updates,
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
@@ -433,6 +446,8 @@ class Learner:
                 "The checkpoint is of another kind of device: random numbers begin anew."
             )
         self.gamma = state.get("gamma", self.gamma)  # older checkpoints have no gamma
+        if (std := state.get("mu_std")) is not None:
+            self.mu_std = std
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
 

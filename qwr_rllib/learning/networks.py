@@ -223,6 +223,8 @@ class GaussianActor(nn.Module):
         self.body = body.apply(_glorot)
         self.head = _small_head(in_features, action_dim)
         self.action_std = action_std
+        self.mu_std = action_std
+        """Standard deviation of the stored ``mu``, by default the policy's."""
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.head(self.body(obs))
@@ -232,15 +234,19 @@ class GaussianActor(nn.Module):
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Samples one action for each state, ``(..., d)`` to ``(..., d)``."""
-        return self.proposals(params, 1, generator)[0].squeeze(-2)
+        return self._sample(params, 1, generator, self.action_std).squeeze(-2)
+
+    @staticmethod
+    def _sample(params: Tensor, n: int, generator: torch.Generator | None, std: float) -> Tensor:
+        shape = (*params.shape[:-1], n, params.shape[-1])
+        noise = torch.randn(shape, generator=generator, device=params.device)
+        return torch.add(params.unsqueeze(-2), noise, alpha=std)
 
     def proposals(
         self, params: Tensor, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Returns ``n`` samples of ``mu``, ``(..., n, d)``, and ``None``."""
-        shape = (*params.shape[:-1], n, params.shape[-1])
-        noise = torch.randn(shape, generator=generator, device=params.device)
-        return torch.add(params.unsqueeze(-2), noise, alpha=self.action_std), None
+        return self._sample(params, n, generator, self.mu_std), None
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """Returns ``log pi(a|s)``, both ``(..., d)`` to ``(...)``."""

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from qwr_rllib.validation import (
     BOOLEAN,
+    POSITIVE,
     Rule,
     check_settings,
     integer,
@@ -44,6 +45,9 @@ class OfflineConfig:
     mu: Mu = setting("recorded", one_of(Mu))
     """``"recorded"`` uses the recorded parameters of ``mu``, and the taken action if there are
     none. ``"taken"`` always uses the taken action."""
+    mu_std: float | Literal["auto"] = setting("auto", POSITIVE | "auto")
+    """Standard deviation of ``mu`` for continuous actions, while nothing is collected. ``"auto"``
+    estimates it from the data: see :func:`~qwr_rllib.offline.noise.mu_std`."""
     smoothing: float = setting(0.1, Rule("a number in (0, 1]", _is_share))
     """Share of the uniform distribution in a ``mu`` made from a discrete taken action."""
     check_env: bool = setting(True, BOOLEAN)

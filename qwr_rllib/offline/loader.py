@@ -1,10 +1,9 @@
 """Loading of logged data into a replay: Minari's data sets and RLlib's recorded output.
 
 An episode of ``k`` steps becomes ``k`` rows. If the data lacks the parameters of the policy ``mu``
-that chose its actions, ``mu`` is made from the taken actions: a Gaussian with the action as mean
-and ``action_std`` as standard deviation; or a categorical distribution with ``1 - smoothing`` on
-the action plus ``smoothing`` spread uniformly. The state after a cut episode's last step has no
-action; it gets the ``mu`` of that step.
+that chose its actions, ``mu`` is made from the taken actions: a Gaussian with the action as mean;
+or a categorical distribution with ``1 - smoothing`` on the action plus ``smoothing`` spread
+uniformly. The state after a cut episode's last step has no action; it gets the ``mu`` of that step.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,6 +260,11 @@ class ReplayStorage:
         self._stamps[slots] = self.version
         self._free[self._num_free : self._num_free + len(slots)] = slots[::-1]
         self._num_free += len(slots)
+
+    def trajectories(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields each trajectory's episode and the slots of its rows, in order of time."""
+        for each in self._trajectories.values():
+            yield each.episode, each.slots
 
     def changes(self, uid: int = 0, since: int = -1) -> Changes:
         """Returns the changes for a copy that has version ``since`` of the store ``uid``.
