@@ -1,1 +1,1 @@
-"""Networks, losses and the learner. Knows torch only."""
+"""Networks, losses and the learner. No module here imports Ray."""

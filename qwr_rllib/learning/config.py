@@ -1,7 +1,7 @@
-"""All settings of QWR, AWR and AWAC: the one place for a default, a rule and a description.
+"""All settings of QWR, AWR and AWAC, each with its default, rule and description.
 
 ``QWRConfig``, its ``training()``, the command line, training without Ray and the table in
-``docs/settings.md`` read the dataclasses here. Knows no Ray.
+``docs/settings.md`` read the dataclasses here.
 """
 
 from __future__ import annotations
@@ -68,74 +68,74 @@ _FINITE_CLIP = Rule(_CLIP.allowed, lambda value: value is None or POSITIVE.holds
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """Settings of the two regressions (their sources: ``docs/algorithm.md``).
+    """Settings of the two regressions; ``docs/algorithm.md`` names their sources.
 
     Raises:
         ValueError: for an impossible value, naming the key, the value and what is allowed.
     """
 
     train_batch_size: int = setting(256, integer(1))
-    """Slices of a critic minibatch, states of an actor minibatch."""
+    """Trajectory slices in a critic minibatch, and states in an actor minibatch."""
     n_critic_steps: int = setting(3000, integer(0))
     """Critic minibatches per iteration."""
     n_actor_steps: int = setting(3000, integer(0))
     """Actor minibatches per iteration."""
     target_update_freq: int = setting(100, integer(1))
-    """Critic steps between syncs of the target network; also the length of a chunk."""
+    """Critic steps between syncs of the target network."""
     critic_type: CriticType = setting("q", one_of(CriticType))
-    """``"q"`` for ``Q(s, a)``; ``"v"`` for ``V(s)``, which knows no actions but those in the
-    replay and needs ``actor_actions="replay"``."""
+    """``"q"`` for ``Q(s, a)`` or ``"v"`` for ``V(s)``. ``"v"`` needs ``actor_actions="replay"``,
+    because ``V(s)`` cannot evaluate other actions."""
     actor_actions: ActorActions = setting("mu", one_of(ActorActions))
-    """The actions that the actor considers: samples of ``"mu"`` (QWR), or the one in the
+    """Actions that the actor considers: samples of ``"mu"`` (QWR), or the state's action in the
     ``"replay"`` (AWR with ``V(s)``, AWAC with ``Q(s, a)``)."""
     n_action_samples: int | Literal["all"] = setting(8, integer(1) | "all")
-    """Actions of ``mu`` considered at a state. Discrete actions are all enumerated, weighted by
-    ``mu``, where this covers them or with ``"all"``."""
+    """Actions sampled from ``mu`` per state. If this is ``"all"`` or at least the number of
+    discrete actions, all of them are used, weighted by ``mu``."""
     margin: int = setting(1, integer(1))
-    """T, the longest return mixed into a target."""
+    """T: a target mixes the returns of 1 to T steps."""
     lambda_: float = setting(0.95, number(0, 1))
-    """Mixes the 1..T-step returns."""
+    """Mixes the 1..T-step returns: 0 uses the 1-step return alone, 1 the T-step return alone."""
     gamma: float | Sequence[Sequence[float]] = setting(
         ((0, 0.99), (30_000, 0.99), (70_000, 0.997)), _DISCOUNT
     )
-    """Discount; or its values after numbers of environment steps, ``[[0, value], [steps, value],
-    ...]``, linear between these."""
+    """Discount: a number, or a schedule ``[[0, value], [env steps, value], ...]`` that is linear
+    between its points."""
     backup: losses.Backup = setting("logsumexp", one_of(losses.Backup))
-    """The operator that makes the value of a state out of the values of sampled actions."""
+    """Operator that computes a state's value from the Q-values of its actions."""
     backup_temperature: float = setting(1.0, POSITIVE)
-    """tau of the log-sum-exp: small is max, large is mean. In units of Q, or of its spread, see
-    ``q_spread``."""
+    """tau of the log-sum-exp: small values approach max, large ones mean. In units of Q's
+    spread (``q_spread``), or of Q if that is ``"none"``."""
     q_spread: losses.Spread = setting("abs", one_of(losses.Spread))
-    """Divides Q by its spread over the minibatch before the backup, and multiplies after:
-    ``"std"``, ``"abs"`` (mean absolute deviation) or ``"none"``."""
+    """Spread of Q over the minibatch: ``"std"`` (standard deviation), ``"abs"`` (mean absolute
+    deviation) or ``"none"`` (1). The backup divides Q by it, and multiplies the result by it."""
     beta: float = setting(1.0, POSITIVE)
-    """Temperature of the actor's weights: large is behaviour cloning."""
+    """Temperature of the actor's weights: large values approach behaviour cloning."""
     max_weight: float = setting(20.0, POSITIVE)
-    """Clip of the actor's weights."""
+    """Upper limit of the actor's weights."""
     advantage_scaling: losses.AdvantageScaling = setting(
         "minibatch", one_of(losses.AdvantageScaling)
     )
-    """Divides the advantages by the standard deviation of those of their ``"state"``, of all in
-    the ``"minibatch"``, or by the ``"median"`` of its states' standard deviations; ``"none"``
-    leaves them."""
+    """Shifts advantages to mean 0 and divides by their standard deviation, per ``"state"`` or over
+    the ``"minibatch"``. ``"median"`` shifts per state and divides by the median of the states'
+    standard deviations; ``"none"`` does neither."""
     critic_lr: float = setting(5e-4, POSITIVE)
-    """Adam's learning rate of the critic."""
+    """Adam's learning rate for the critic."""
     actor_lr: float = setting(1e-4, POSITIVE)
-    """Adam's learning rate of the actor."""
+    """Adam's learning rate for the actor."""
     adam_epsilon: float = setting(2e-6, POSITIVE)
-    """Adam's addend to the root mean square of a gradient, of both."""
+    """Adam's epsilon for critic and actor."""
     grad_clip: float | None = setting(50.0, _CLIP)
     """Global norm to which gradients are clipped; ``None`` does not clip."""
     compile: bool | Literal["auto"] = setting(
         "auto", Rule("true, false or 'auto'", lambda v: v == "auto" or isinstance(v, bool))
     )
-    """``True`` compiles the regression steps by ``torch.compile``; ``"auto"`` takes Numba's kernels
-    on a CPU; with ``False`` nothing is compiled. ``docs/performance.md`` has what each gains."""
+    """``True`` compiles the regression steps with ``torch.compile``, ``"auto"`` uses Numba's
+    kernels on a CPU, ``False`` compiles nothing; ``docs/performance.md`` compares them."""
     cuda_graphs: bool = setting(True, BOOLEAN)
-    """On a GPU, launch each regression step as one CUDA graph."""
+    """Whether to launch each regression step on a GPU as one CUDA graph."""
     image_precision: ImagePrecision = setting("float32", one_of(ImagePrecision))
-    """Arithmetic of the networks for images. ``"bfloat16"`` is faster on GPUs and on CPUs with
-    instructions for it; weights, Adam and the heads stay float32."""
+    """Arithmetic of the image networks. ``"bfloat16"`` is faster on GPUs and CPUs that have
+    instructions for it. Weights, Adam and the heads stay float32."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -149,7 +149,7 @@ class LearnerConfig:
         ).check("advantage_scaling", self.advantage_scaling)
 
     def gamma_at(self, env_steps: int) -> float:
-        """The discount after ``env_steps`` environment steps."""
+        """Returns the discount after ``env_steps`` environment steps."""
         if isinstance(self.gamma, (int, float)):
             return self.gamma
         steps, values = zip(*self.gamma, strict=True)
@@ -165,49 +165,50 @@ class AgentConfig(LearnerConfig):
     """
 
     n_interactions: int = setting(1000, integer(1))
-    """Environment steps collected per iteration, over all rollout workers; with
-    ``batch_mode="complete_episodes"`` each of them collects one whole episode."""
+    """Environment steps collected per iteration by all rollout workers together, if ``batch_mode``
+    is ``"truncate_episodes"``."""
     batch_mode: BatchMode = setting("truncate_episodes", one_of(BatchMode))
-    """True if an iteration collects ``n_interactions`` steps or whole episodes."""
+    """``"truncate_episodes"`` collects ``n_interactions`` steps per iteration;
+    ``"complete_episodes"`` collects one whole episode per rollout worker."""
     replay_capacity: int = setting(5000, integer(1))
     """Environment steps kept in the replay."""
     action_std: float = setting(0.4, POSITIVE)
-    """The Gaussian policy's standard deviation, where the action range is [-1, 1]."""
+    """Standard deviation of the Gaussian policy; the action range is scaled to [-1, 1]."""
     normalize_observations: bool = setting(True, BOOLEAN)
-    """By running mean and variance inside the network."""
+    """Whether the network normalises vector observations by their running mean and variance."""
     critic_post_gate_layer: bool = setting(False, BOOLEAN)
-    """One more hidden layer behind the critic's gate."""
+    """Whether to add a hidden layer after the critic's gate."""
     image_network: ImageNetwork = setting("mnih2013", one_of(ImageNetwork))
-    """The convolutions and dense layers for images: ``"mnih2013"`` (2 and 1) or ``"mnih2015"`` (3
-    and 1, wider). ``model``'s ``conv_filters`` and ``post_fcnet_hiddens`` go before it."""
+    """Layers for images: ``"mnih2013"`` (2 convolutions, 1 dense layer) or ``"mnih2015"`` (3 and 1,
+    wider). ``conv_filters`` and ``post_fcnet_hiddens`` in ``model`` override it."""
     frame_stack: int | Literal["auto"] = setting("auto", integer(1) | "auto")
-    """Observations are this many frames along their first axis, of which the replay keeps one
-    each; ``"auto"`` is what the package's own environments have, else 1."""
+    """Frames per observation, along its first axis; the replay stores each frame once. ``"auto"``
+    is the setting of ``Atari100k``, and 1 for other environments."""
     reward_clip: float | None = setting(None, _FINITE_CLIP)
-    """Rewards are clipped to this absolute value in the replay; the returns that are reported are
-    not."""
+    """Largest absolute reward in the replay; larger rewards are clipped. Reported returns are not
+    clipped. ``None`` does not clip."""
 
 
 @dataclass(frozen=True)
 class QWRSettings(AgentConfig):
-    """Settings of training with Ray: the agent's, and those of workers, threads and logged data.
+    """Settings of training with Ray: the agent's, and those of threads, sampling and logged data.
 
     Raises:
         ValueError: for an impossible value, naming the key, the value and what is allowed.
     """
 
-    offline: dict[str, Any] | None = setting(None, ANYTHING)  # an `OfflineConfig` has its rules
-    """Trains on logged data: ``{"dataset": ...}``, a Minari data set's id or path or RLlib's
-    recorded output, and what else :class:`~qwr_rllib.offline.OfflineConfig` has."""
+    offline: dict[str, Any] | None = setting(None, ANYTHING)  # `OfflineConfig` checks it
+    """Logged data to train on, ``{"dataset": ...}``: the id or path of a Minari data set, or the
+    path of RLlib's output. :class:`~qwr_rllib.offline.OfflineConfig` has the other keys."""
     max_refused_fraction: float = setting(0.1, number(0, 1))
-    """The run fails when more than this share of an iteration's rows is refused by the replay
-    (NaN, infinite values)."""
+    """The run fails if the replay refuses more than this share of ``n_interactions`` rows in an
+    iteration (NaN, infinite values)."""
     learner_threads: int | Literal["auto"] = setting("auto", integer(1) | "auto")
-    """CPU threads of the learner, at most; ``"auto"`` takes the CPUs of the main process and of the
-    rollout workers, where these rest meanwhile."""
+    """Maximum number of the learner's CPU threads. ``"auto"`` uses the CPUs of the main process
+    and, without ``overlap_sampling``, of the rollout workers."""
     overlap_sampling: bool = setting(False, BOOLEAN)
-    """Collect the next iteration's rows while the learner trains, with the actor of the iteration
-    before. The paper does one after the other."""
+    """Whether to collect the next iteration's rows during training, with the previous iteration's
+    actor. The paper collects and trains in turns."""
 
 
 MODEL: dict[str, Any] = {
@@ -216,7 +217,7 @@ MODEL: dict[str, Any] = {
     "conv_filters": None,
     "post_fcnet_hiddens": [],
 }
-"""Defaults of the keys of RLlib's ``model`` that the networks are made from."""
+"""Defaults of the keys of RLlib's ``model`` that the networks use."""
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "QWR": {},
     "AWR": {
@@ -227,19 +228,19 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
     "AWAC": {"actor_actions": "replay"},
 }
-"""The defaults of an algorithm that are not QWR's; docs/algorithm.md says why."""
+"""Each algorithm's defaults that differ from QWR's; ``docs/algorithm.md`` has the reasons."""
 
 
 def defaults(settings: type[LearnerConfig]) -> dict[str, Any]:
-    """The defaults of a class of settings, by their names."""
+    """Returns the defaults of a class of settings, by name."""
     return {each.name: each.default for each in fields(settings)}
 
 
 def defaults_of(algorithm: str) -> dict[str, Any]:
-    """The defaults of ``"QWR"``, ``"AWR"`` or ``"AWAC"``, as in the dict of its config."""
+    """Returns the defaults of ``"QWR"``, ``"AWR"`` or ``"AWAC"``, as in its config's dict."""
     return {
         **{name.rstrip("_"): value for name, value in defaults(AgentConfig).items()},
-        # RLlib's own.
+        # Settings of RLlib.
         **{"env_config": {}, "seed": None, "normalize_actions": True, "clip_actions": False},
         "model": MODEL,
         **ALGORITHMS[algorithm],
@@ -247,16 +248,16 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
 
 
 def learner_config(config: Any) -> LearnerConfig:
-    """The learner's part of a ``QWRConfig`` or its dict.
+    """Returns the learner's part of a ``QWRConfig`` or its dict.
 
-    A trial of an earlier release lacks the settings that came later.
+    Missing settings get their defaults: configs of earlier releases lack newer settings.
     """
     keys = {each.name: each.name.rstrip("_") for each in fields(LearnerConfig)}  # RLlib's "lambda"
     return LearnerConfig(**{name: config[key] for name, key in keys.items() if key in config})
 
 
 def descriptions() -> dict[str, str]:
-    """Reads the description below each setting above; empty where the source is missing."""
+    """Reads the description below each setting; returns ``{}`` if the source file is missing."""
     try:
         tree = ast.parse(Path(__file__).read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""Passes without gradients over states of the replay, in tiles. Knows torch only."""
+"""Evaluation of networks at states of the replay, without gradients."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from qwr_rllib.replay.replica import ReplayView, View
 
 logger = logging.getLogger(__name__)
 
-# The critic's features of every row of the view are kept over an actor phase up to this size.
+# Up to this size, the critic's features of all states in the view are cached.
 MAX_CACHED_FEATURES_BYTES = 2**28
-# States that go through a body at once, and elements of their observations.
+# Limits of a tile, the states that pass a body at once: states, and elements of observations.
 MAX_TILE, MAX_TILE_ELEMENTS = 2**11, 2**23
 MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS = 2**15, 2**28
 
@@ -37,11 +37,11 @@ Critic = GatedCritic | ValueCritic
 
 
 class NetworkInputs:
-    """Makes what the networks take of states in the replay.
+    """Network inputs of states in the replay.
 
     Args:
-        networks: with their normaliser.
-        compiler: with ``"numba"`` images are gathered by a compiled kernel.
+        networks: the networks, with their normaliser.
+        compiler: ``"numba"`` gathers images by a compiled kernel.
     """
 
     def __init__(self, networks: QWRNetworks, compiler: Compiler | None) -> None:
@@ -52,7 +52,7 @@ class NetworkInputs:
         self._image_memory = torch.empty(0, dtype=torch.uint8)
 
     def of(self, view: View, slots: Tensor) -> Tensor:
-        """Inputs of the states in ``slots`` ``(...)``; the next call may overwrite them."""
+        """Returns inputs of the states in ``slots`` ``(...)``; the next call may overwrite them."""
         bytes_ = view.spec.image and view.spec.obs_dtype == "uint8"
         if not bytes_ or self._image_kernel is None:
             return self._networks.normalize(view.observations(slots))
@@ -62,25 +62,25 @@ class NetworkInputs:
         elif channels_first(view.spec.obs_shape) != view.spec.obs_shape:
             frames = frames.permute(0, 3, 1, 2)
         needed = len(slots) * math.prod(view.spec.obs_shape)
-        if self._image_memory.numel() < needed:  # fresh memory would cost as much as its contents
+        if self._image_memory.numel() < needed:  # allocating takes as long as filling
             self._image_memory = torch.empty(needed, dtype=torch.uint8)
         return self._image_kernel(
             frames, view.frames(slots), self._networks.blocks, self._image_memory
         )
 
     def of_each(self, view: View, rows: Tensor) -> Iterator[Tensor]:
-        """Inputs of each minibatch of ``rows`` ``(steps, batch)`` in turn."""
-        if view.spec.image:  # a chunk of them at once would be gigabytes
+        """Returns an iterator over the inputs of the minibatches in ``rows`` ``(steps, batch)``."""
+        if view.spec.image:  # the images of all minibatches together take gigabytes
             return (self.of(view, each) for each in rows)
         return iter(self.of(view, rows))
 
 
 class CriticEvaluator:
-    """Evaluates a critic at states of the replay.
+    """An evaluator of a critic at states of the replay.
 
     Args:
-        critic: its parameters may change afterwards, not move.
-        inputs: makes what it takes.
+        critic: its parameters may change, but must keep their memory.
+        inputs: makes the critic's inputs.
         compiler: see :func:`~qwr_rllib.learning.accel.gradients.gradient_of`.
     """
 
@@ -89,16 +89,16 @@ class CriticEvaluator:
         self._inputs = inputs
         self._gate = gate_kernel(critic) if compiler == "numba" else None
         self.body = critic.features if compiler == "torch" else features_of(critic)
-        """Features ``(k, h)`` of inputs."""
+        """Computes features ``(k, h)`` from inputs."""
 
     @torch.no_grad()
     def features(self, view: View, slots: Tensor, known: Tensor | None = None) -> Tensor:
-        """Features ``(k, h)`` of the states in ``slots`` ``(k,)``.
+        """Returns the features ``(k, h)`` of the states in ``slots`` ``(k,)``.
 
         Args:
             view: the learner's copy of the replay.
-            slots: where the states are.
-            known: the features of all slots, to look them up; ``None`` computes them.
+            slots: the slots of the states.
+            known: the features of all slots, for a look-up; ``None`` computes them.
         """
         if known is not None:
             return known[slots]
@@ -107,7 +107,7 @@ class CriticEvaluator:
 
     @torch.no_grad()
     def all_features(self, view: ReplayView) -> Tensor | None:
-        """Features of every state held, ``(slots, h)``; ``None`` if they would not fit."""
+        """Returns the features of all states, ``(num_slots, h)``; ``None`` if they are too big."""
         shape = (view.num_slots, self.critic.num_features)
         if shape[0] * shape[1] * 4 > MAX_CACHED_FEATURES_BYTES:
             return None
@@ -117,23 +117,23 @@ class CriticEvaluator:
         return features
 
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
-        """``Q(s, a)`` ``(k, n)`` of features ``(k, h)`` and actions ``(k, n, [d])``."""
+        """Returns ``Q(s, a)`` ``(k, n)`` for features ``(k, h)`` and actions ``(k, n, [d])``."""
         assert isinstance(self.critic, GatedCritic)
         return (self._gate or self.critic).q_values(features, actions)
 
 
 def tile_size(view: View) -> int:
-    """Chooses the number of states that go through a body at once."""
+    """Returns the number of states that pass a body at once."""
     tile, elements = MAX_TILE, MAX_TILE_ELEMENTS
-    if view.device.type == "cuda":  # which needs many to be busy, and has no tiles in its cache
+    if view.device.type == "cuda":  # large tiles keep a GPU busy; small ones keep to a CPU's cache
         tile, elements = MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS
     return max(1, min(tile, elements // math.prod(view.spec.obs_shape)))
 
 
 def set_image_precision(networks: QWRNetworks, precision: str, device: torch.device) -> None:
-    """Sets the arithmetic of the networks for images.
+    """Sets the arithmetic of the image networks.
 
-    Where the device has no instructions for ``"bfloat16"``, it warns and sets ``"float32"``.
+    Logs a warning and sets ``"float32"`` if the device has no instructions for ``"bfloat16"``.
     """
     dtype = getattr(torch, precision)
     if dtype is torch.bfloat16 and not computes_bfloat16(device):
@@ -149,7 +149,7 @@ def set_image_precision(networks: QWRNetworks, precision: str, device: torch.dev
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """True if the device has instructions for products of bfloat16 numbers."""
+    """Returns whether the device has instructions for products of bfloat16 numbers."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

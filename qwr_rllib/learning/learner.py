@@ -1,12 +1,12 @@
-"""The two regressions of Algorithms 1 and 2, in chunks between target syncs. Knows torch only.
+"""The two regressions of Algorithms 1 and 2, in chunks of steps.
 
-A chunk is the steps between two target syncs, during which the target network, the stored ``mu``
-and the replay are constant; so is the critic during the actor phase. The start of a chunk
-therefore computes all regression targets of its minibatches in one pass without gradients: the
-values of the distinct next states and the multi-step targets, or the sampled actions and their
-weights. Plain regression steps follow. Statistics of a minibatch (the spread of Q, the moments of
-the advantages) are still computed from that minibatch alone. There is one difference from a
-step-by-step loop: if a chunk draws a state more than once, it samples that state's actions once.
+A chunk is up to :data:`MAX_CHUNK_STEPS` steps without a target sync. During a chunk, the target
+network, the stored ``mu`` and the replay are constant; in the actor phase, the critic is too. So
+the start of a chunk computes all regression targets of its minibatches in one pass without
+gradients: the values of the distinct next states and the multi-step targets, or the sampled actions
+and their weights. Plain regression steps follow. Statistics of a minibatch (the spread of Q, the
+moments of the advantages) are still computed from that minibatch alone. There is one difference
+from a step-by-step loop: if a chunk draws a state several times, it samples its actions once.
 
 QWR, AWR and AWAC differ in :mod:`qwr_rllib.learning.targets` only.
 """
@@ -51,27 +51,27 @@ from qwr_rllib.replay.replica import ReplayView, Slices, View
 
 logger = logging.getLogger(__name__)
 
-MINIBATCHES_AT_ONCE = 20  # in one computation of weights, so that their actions fit a core's cache
+MINIBATCHES_AT_ONCE = 20  # per computation of weights; their actions then fit a core's cache
 MAX_CHUNK_STEPS = 100  # bounds the memory of a chunk's inputs, slices and targets
 
 
 class NonFiniteLossError(ArithmeticError):
-    """A loss became NaN or infinite: the weights cannot be used any more."""
+    """Raised if a loss is NaN or infinite; the weights are then unusable."""
 
 
 class Learner:
-    """Trains the networks from a view of the replay.
+    """A trainer of the networks from a view of the replay.
 
     Args:
-        networks: with their critic, on ``view``'s device.
+        networks: with a critic, on the view's device.
         config: hyper-parameters.
         seed: seeds the sampling of rows and actions; ``None`` draws a seed.
-        threads: CPU threads of the regression steps, at most. Operations whose result would
-            depend on the number of threads use one. All other operations use PyTorch's number.
+        threads: maximum number of CPU threads of a training phase. If it is 1, or if the number
+            would change the results of the phase's steps, PyTorch's number stays as it is.
 
     Raises:
-        ValueError: if the networks lack this kind of critic, or if continuous actions are to be
-            enumerated.
+        ValueError: if the networks lack a critic of ``critic_type``, or if ``n_action_samples`` is
+            ``"all"`` for continuous actions.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Learner:
         self.networks = networks
         self.config = config
         self.gamma = config.gamma_at(0)
-        """Discount of the targets; :meth:`train_critic` moves it along its schedule."""
+        """Discount of the targets; :meth:`train_critic` updates it by the schedule."""
         self.threads = threads
         self.actor = networks.actor
         self.critic: Critic = critic
@@ -144,16 +144,16 @@ class Learner:
             self._candidates = source(self._by_critic, sample)
 
     def update_normalizer(self, obs: Tensor) -> None:
-        """Adds newly collected raw observations ``(k, ...)`` to the statistics."""
+        """Adds newly collected raw observations ``(k, ...)`` to the normaliser's statistics."""
         update = getattr(self.networks.normalizer, "update", None)
         if update is not None:
             update(obs)
 
     @property
     def mu_std(self) -> float | None:
-        """Standard deviation of the ``mu`` of continuous actions in the replay.
+        """Standard deviation of the stored ``mu``; ``None`` for discrete actions.
 
-        That of the policy, unless it is set: the noise of logged actions is another.
+        By default it is the policy's. Set it for logged data, whose noise may differ.
         """
         return getattr(self.actor, "mu_std", None)
 
@@ -162,14 +162,15 @@ class Learner:
         self.actor.mu_std = std
 
     def train(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
-        """One iteration: the critic phase, then the actor phase.
+        """Trains for one iteration: the critic phase, then the actor phase.
 
         Args:
             view: the learner's copy of the replay.
-            env_steps: environment steps so far, for a schedule of the discount; ``None`` leaves it.
+            env_steps: environment steps so far, for the discount's schedule; ``None`` keeps the
+                discount.
 
         Returns:
-            The metrics of both; see ``docs/metrics.md``.
+            The metrics of both phases; see ``docs/metrics.md``.
 
         Raises:
             NonFiniteLossError: if a loss is NaN or infinite.
@@ -177,7 +178,7 @@ class Learner:
         return self.train_critic(view, env_steps) | self.train_actor(view)
 
     def train_critic(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
-        """``n_critic_steps`` steps; the target is synced before each ``target_update_freq``."""
+        """Makes ``n_critic_steps`` steps; syncs the target every ``target_update_freq`` steps."""
         started = time.perf_counter()
         if env_steps is not None:
             self.gamma = self.config.gamma_at(env_steps)
@@ -201,7 +202,7 @@ class Learner:
         )
 
     def train_actor(self, view: ReplayView) -> dict[str, float]:
-        """``n_actor_steps`` steps with weights from the critic as it is now."""
+        """Makes ``n_actor_steps`` steps with weights from the current critic."""
         started = time.perf_counter()
         features = self._by_critic.all_features(view)
         totals = torch.zeros(4, device=self._device)
@@ -226,7 +227,7 @@ class Learner:
         )
 
     def losses(self, view: View, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The critic's and the actor's loss of one minibatch ``(N,)`` of rows, for autograd."""
+        """Returns critic loss and actor loss of a minibatch ``(N,)`` of rows, for autograd."""
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
         obs = self.networks.normalize(view.observations(rows))
@@ -237,12 +238,12 @@ class Learner:
 
     @torch.no_grad()
     def step(self, view: View, rows: Tensor) -> dict[str, float]:
-        """A critic step and an actor step on one minibatch ``(N,)`` of rows.
+        """Makes a critic step and an actor step on one minibatch ``(N,)`` of rows.
 
-        The target is synced before each ``target_update_freq``.
+        Syncs the target every ``target_update_freq`` steps.
 
         Returns:
-            ``critic_loss`` and ``actor_loss``, each before its step.
+            ``critic_loss`` and ``actor_loss``, each from before its step.
 
         Raises:
             NonFiniteLossError: if a loss is NaN or infinite.
@@ -284,7 +285,7 @@ class Learner:
         return AdaptiveThreads(self.threads if step.shareable else 1)
 
     def _chunks(self, steps: int, done: int) -> list[int]:
-        """Lengths of the chunks of ``steps``, where ``done`` steps were made before."""
+        """Returns the lengths of the chunks of ``steps``, after ``done`` earlier steps."""
         freq = self.config.target_update_freq
         lengths = []
         while steps:
@@ -300,7 +301,7 @@ class Learner:
         """Returns the sums over steps of loss, mean Q and mean target."""
         rows = view.sample(steps * self.config.train_batch_size, self._generator)
         targets = self._targets(view, rows, steps, features)
-        # The head predicts (1 - gamma) Q, and so the loss is in these units too.
+        # The head predicts (1 - gamma) Q, so the loss is in these units too.
         scaled_targets = targets / self.critic.q_scale
         rows = rows.view(steps, -1)
         actions = view.columns["actions"][rows]
@@ -317,13 +318,13 @@ class Learner:
     def _targets(
         self, view: View, rows: Tensor, steps: int, features: Tensor | None = None
     ) -> Tensor:
-        """Multi-step targets of the critic for ``rows`` of ``steps`` minibatches.
+        """Returns the critic's multi-step targets ``(steps, batch)`` for ``rows``.
 
-        ``(steps, batch)``; ``features`` are the target critic's, where they are known.
+        ``features`` are the target critic's of all slots, if known.
         """
         again = None
         if self._bootstrap.repeats:
-            # A row's target is the same in every minibatch, and a long margin makes it expensive.
+            # A row has the same target in every minibatch; with a long margin it is expensive.
             rows, again = _distinct(rows, view.num_slots)
         slices = view.slices(rows, self.config.margin)
         states, inverse = _distinct(slices.next_slots, view.num_slots)
@@ -332,7 +333,7 @@ class Learner:
         return (targets if again is None else targets[again]).view(steps, -1)
 
     def _returns(self, slices: Slices, next_values: Tensor) -> Tensor:
-        """The truncated lambda-returns of slices, ``(N,)``, from their values ``(N, T)``."""
+        """Returns lambda-returns ``(N,)`` of slices, given their next states' values ``(N, T)``."""
         return losses.lambda_returns(
             slices.rewards,
             self.gamma * slices.nonterminals,
@@ -361,7 +362,7 @@ class Learner:
         rows: Tensor,
         features: Tensor | None,
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """Returns the actor's targets of all minibatches; ESS, clip fraction, largest weight."""
+        """Returns the actor's targets of all minibatches, ESS, clip fraction and largest weight."""
         states, inverse = _distinct(rows, view.num_slots)
         candidates = self._candidates(view, states, features, self._returns)
         at_once = MINIBATCHES_AT_ONCE if self._device.type == "cpu" else len(rows)
@@ -374,9 +375,9 @@ class Learner:
     def _weighted(
         self, candidates: Candidates, states: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
-        """Returns the actor's targets of ``states``; ESS, clip fraction and largest weight.
+        """Returns the actor's targets of ``states``, and ESS, clip fraction and largest weight.
 
-        ``states`` are ``(k, batch)``; each diagnostic is ``(k,)``.
+        ``states`` is ``(k, batch)``, indices into ``candidates``; each diagnostic is ``(k,)``.
         """
         config = self.config
         q_values, actions, probs, baseline = (
@@ -398,22 +399,22 @@ class Learner:
         in_dims = tuple(None if part is None else 0 for part in (q_values, probs, baseline))
         weights = torch.vmap(weigh, in_dims)(q_values, probs, baseline)
         clipped = weights >= config.max_weight * (1 - 1e-6)
-        # The sample size of a single action is always 1: it is computed over the states then.
+        # With one action per state, over the states: over the actions it would always be 1.
         shared = weights if self._candidates.several else weights.flatten(1)
         ess = losses.effective_sample_size(shared, probs).view(len(weights), -1).mean(1)
         diagnostics = ess, clipped.flatten(1).float().mean(1), weights.flatten(1).amax(1)
         return self.actor.regression(actions, weights, probs), diagnostics
 
     def _visits_states_again(self, view: ReplayView) -> bool:
-        """True if the chunks between two syncs together visit more states than there are rows."""
+        """Returns whether the chunks between two syncs visit more states than there are rows."""
         config = self.config
         chunks = math.ceil(config.target_update_freq / MAX_CHUNK_STEPS)
         draws = min(config.target_update_freq, MAX_CHUNK_STEPS) * config.train_batch_size
-        seen = -math.expm1(-draws * config.margin / max(1, view.num_rows))  # share of them
+        seen = -math.expm1(-draws * config.margin / max(1, view.num_rows))  # share of rows
         return chunks * seen > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training needs to go on exactly: plain tensors and numbers."""
+        """Returns the tensors and numbers that resume training exactly."""
         state = {
             "networks": self.networks.state_dict(),
             "target_critic": self.target_critic.state_dict(),
@@ -426,7 +427,7 @@ class Learner:
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
         }
-        # Copies, on the CPU: training goes on in the originals, and a reader may lack a GPU.
+        # Copies, as training changes the originals; on the CPU, as a reader may have no GPU.
         copied = io.BytesIO()
         torch.save(state, copied)
         copied.seek(0)
@@ -444,7 +445,7 @@ class Learner:
             logger.warning(
                 "The checkpoint is of another kind of device: random numbers begin anew."
             )
-        self.gamma = state.get("gamma", self.gamma)  # older checkpoints have none
+        self.gamma = state.get("gamma", self.gamma)  # older checkpoints have no gamma
         if (std := state.get("mu_std")) is not None:
             self.mu_std = std
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):

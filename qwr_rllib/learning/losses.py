@@ -1,13 +1,13 @@
-"""The formulas of Q-Value Weighted Regression: tensors in, tensors out.
+"""The formulas of Q-Value Weighted Regression, as functions of tensors.
 
 Kozakowski et al., "Q-Value Weighted Regression: Reinforcement Learning with Limited Data"
-(https://arxiv.org/abs/2102.06782), called "the paper" below.
+(https://arxiv.org/abs/2102.06782), is "the paper" below.
 
 Shapes: ``(...)`` are leading batch dimensions, ``n`` the actions considered at a state,
 ``T`` the steps of a trajectory slice (the paper's *margin*), ``d`` the action's dimensions.
-Every function here but the gradients and the losses of the reduced forms, which are the inner
-loops', raises ``ValueError`` naming the argument and its value when it is given something
-impossible; none of them knows of networks, replays or Ray.
+For an impossible argument the functions raise a ``ValueError`` with its name and its value or
+shape; the gradients and the losses of reduced forms, which run in the inner loops, do not check.
+The only package that this module imports is torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADVANTAGE_EPS = 1e-5
 
 
 def _check_positive(name: str, value: float | Tensor) -> None:
-    # A tensor temperature is computed, not configured: testing it would stall a GPU.
+    # A tensor is not checked: the check would stall a GPU, and a tensor is no user's setting.
     if not isinstance(value, Tensor) and not value > 0:
         raise ValueError(f"{name} must be > 0, got {value}")
 
@@ -52,19 +52,19 @@ def backup(
     temperature: float | Tensor = 1.0,
     probs: Tensor | None = None,
 ) -> Tensor:
-    """The value ``F`` of a state from the Q-values of actions of ``mu`` (paper, section 3.2).
+    """Computes a state's value ``F`` from the Q-values of its actions (paper, section 3.2).
 
-    ``"mean"`` is the value of ``mu`` itself, ``"max"`` that of the best sample and
-    ``"logsumexp"``, ``tau * log(mean(exp(q / tau)))``, lies between: it tends to the mean as
-    ``tau`` grows and to the maximum as ``tau`` goes to 0.
+    ``"mean"`` is the value of ``mu`` itself, ``"max"`` that of the best action. ``"logsumexp"``,
+    ``tau * log(mean(exp(q / tau)))``, lies between the two: it tends to the mean as ``tau`` grows
+    and to the maximum as ``tau`` goes to 0.
 
     Args:
         q_values: ``(..., n)``.
-        operator: the way to aggregate.
+        operator: the aggregation.
         temperature: ``tau`` of ``"logsumexp"``, in units of ``q_values``, > 0.
-        probs: ``(..., n)``, ``mu(a|s)`` where the n actions are *all* (discrete) actions: mean and
-            log-mean-exp are then expectations under ``mu``, and the maximum is over the
-            actions that ``mu`` can choose. ``None`` where they are samples of ``mu``.
+        probs: ``(..., n)``, ``mu(a|s)``, if the n actions are *all* (discrete) actions: mean and
+            log-mean-exp are then expectations under ``mu``, and the maximum is over the actions
+            with a probability above 0. ``None`` if the actions are samples of ``mu``.
 
     Returns:
         ``(...)``.
@@ -86,11 +86,11 @@ def backup(
 def spread(
     q_values: Tensor, kind: Spread, dims: tuple[int, ...], probs: Tensor | None = None
 ) -> Tensor:
-    """Measures how far Q-values lie apart, so that a temperature can be relative to it.
+    """Computes the spread of Q-values, relative to which a temperature can be given.
 
     ``"std"`` is the (biased) standard deviation, ``"abs"`` the mean absolute deviation from the
-    mean, ``"none"`` is 1. The reduced dimensions are kept with size 1. Values are weighted by
-    ``probs`` where all actions are enumerated.
+    mean, both with 1e-5 added; ``"none"`` is a scalar 1. The reduced dimensions ``dims`` keep size
+    1. ``probs`` are the values' weights, if all actions are enumerated.
     """
     if kind == "none":
         return q_values.new_ones(())
@@ -107,18 +107,18 @@ def spread(
 def lambda_returns(
     rewards: Tensor, discounts: Tensor, next_values: Tensor, lambda_: float | Tensor
 ) -> Tensor:
-    """The truncated lambda-return of the first step of a slice (paper, eq. 9-10).
+    """Computes the truncated lambda-return of a slice's first step (paper, eq. 9-10).
 
-    Computed backwards from ``L_T = r_T + g_T F_{T+1}`` by
+    Goes backwards from ``L_T = r_T + g_T F_{T+1}`` by
     ``L_t = r_t + g_t ((1 - lambda_t) F_{t+1} + lambda_t L_{t+1})``. The weights of the 1..T-step
     returns sum to 1 (Sutton & Barto, 2nd ed., eq. 12.9), unlike those of eq. 10 as printed.
 
     Args:
         rewards: ``(..., T)``, ``r_t``.
-        discounts: ``(..., T)``, ``g_t``: gamma, or 0 where the episode terminated at ``t``.
+        discounts: ``(..., T)``, ``g_t``: gamma, or 0 if the episode terminated at ``t``.
         next_values: ``(..., T)``, ``F`` of the state after step ``t``.
-        lambda_: a number in [0, 1] or ``(..., T)``: 0 where the trajectory was cut after ``t``,
-            which makes the target bootstrap there and keeps what follows out.
+        lambda_: a number in [0, 1] or ``(..., T)``. Use 0 at ``t`` if the trajectory is cut after
+            ``t``: the return then bootstraps there and ignores later steps.
 
     Returns:
         ``(...)``, ``L_1``.
@@ -156,23 +156,22 @@ def advantage_weights(
     probs: Tensor | None = None,
     baseline: Tensor | None = None,
 ) -> Tensor:
-    """The actor's regression weights ``min(exp(A / beta), max_weight)`` (paper, Algorithms 1, 2).
+    """Computes the actor's weights ``min(exp(A / beta), max_weight)`` (paper, Algorithms 1, 2).
 
-    The advantage ``A_j = Q(s, a_j) - V(s)`` is relative to ``V(s)``, by default the mean of ``Q``
-    over the actions (under ``probs`` where they are given).
+    The advantage is ``A_j = Q(s, a_j) - V(s)``.
 
     Args:
-        q_values: ``(..., n)``; the leading dimensions are the minibatch. Instead of ``Q`` it may
-            be another estimate of what an action returns.
-        beta: temperature, > 0; large is behaviour cloning, small is greedy.
-        max_weight: clip of the weights, > 0.
-        scaling: shift and scale the advantages of each ``"state"`` or of the whole
-            ``"minibatch"`` to mean 0 and (biased) standard deviation 1 first, with 1e-5 added to
-            the latter. ``"median"`` shifts each state's and divides all by the (lower) median of
-            the states' standard deviations; ``"none"`` does neither. Under ``probs`` both moments
-            are expectations under ``mu``.
-        probs: ``(..., n)``, ``mu(a|s)`` where the n actions are all actions, else ``None``.
-        baseline: ``(...)``, a ``V(s)`` of another origin than these actions.
+        q_values: ``(..., n)``, ``Q`` or another estimate of an action's return; the leading
+            dimensions are the minibatch.
+        beta: temperature, > 0. Large values approach behaviour cloning, small ones are greedy.
+        max_weight: upper limit of the weights, > 0.
+        scaling: ``"state"`` and ``"minibatch"`` first shift and scale the advantages of each state
+            or of the whole minibatch to mean 0 and (biased) standard deviation 1, with 1e-5 added
+            to the divisor. ``"median"`` shifts each state's advantages and divides all by the
+            (lower) median of the states' standard deviations. ``"none"`` does neither. With
+            ``probs``, the moments are expectations under ``mu``.
+        probs: ``(..., n)``, ``mu(a|s)``, if the n actions are all actions; else ``None``.
+        baseline: ``(...)``, ``V(s)``; by default the mean of ``q_values``, weighted by ``probs``.
 
     Returns:
         ``(..., n)``, without gradient.
@@ -197,16 +196,16 @@ def advantage_weights(
             of_states = _expectation(values, probs).unsqueeze(-1)
             return of_states.mean() if scaling == "minibatch" else of_states
 
-        # Relative to their own mean they have mean 0 already, up to rounding.
+        # Without `baseline`, the mean is already 0, up to rounding.
         advantages = advantages - moment(advantages)
         std = moment(advantages.square()).sqrt()
         advantages = advantages / ((std.median() if scaling == "median" else std) + ADVANTAGE_EPS)
-    # Clipping the exponent is clipping the weight, and cannot overflow.
+    # Clips the exponent, so that `exp` cannot overflow.
     return (advantages / beta).clamp(max=math.log(max_weight)).exp()
 
 
 def critic_loss(q_values: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of ``Q(s, a)`` against its targets, both ``(...)``; a scalar."""
+    """Returns the mean of ``(q_values - targets)^2``, both ``(...)``; a scalar."""
     if q_values.shape != targets.shape:
         raise ValueError(
             f"targets must have the shape of q_values {tuple(q_values.shape)}, "
@@ -216,15 +215,15 @@ def critic_loss(q_values: Tensor, targets: Tensor) -> Tensor:
 
 
 def critic_loss_gradient(q_values: Tensor, targets: Tensor) -> Tensor:
-    """The gradient of :func:`critic_loss` by ``q_values``, ``(...)``."""
+    """Returns the gradient of :func:`critic_loss` by ``q_values``, ``(...)``."""
     return (q_values - targets) * (2 / q_values.numel())
 
 
 def actor_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
-    """``-mean(weights * log pi(a|s))`` over states and actions, both ``(..., n)``; a scalar.
+    """Returns ``-mean(weights * log pi(a|s))``, both ``(..., n)``; a scalar.
 
-    Where all actions are enumerated, give ``weights * n * mu(a|s)``: the mean over actions is
-    then the expectation under ``mu``.
+    If all actions are enumerated, pass ``weights * n * mu(a|s)``: the mean over actions is then
+    the expectation under ``mu``.
     """
     if log_probs.shape != weights.shape:
         raise ValueError(
@@ -235,22 +234,22 @@ def actor_loss(log_probs: Tensor, weights: Tensor) -> Tensor:
 
 
 class GaussianRegression(NamedTuple):
-    """The sums of n weighted actions that a Gaussian actor's loss depends on."""
+    """The means over n weighted actions that determine a Gaussian actor's loss."""
 
     actions: Tensor
     """``(..., d)``, the weighted mean action."""
     weights: Tensor
     """``(...)``, the mean weight."""
     offsets: Tensor
-    """``(...)``, the part of the loss that no mean can change."""
+    """``(...)``, the part of the loss that does not depend on the policy."""
 
 
 def gaussian_regression(actions: Tensor, weights: Tensor, action_std: float) -> GaussianRegression:
     """Reduces :func:`actor_loss` of a Gaussian with constant std to a regression on one action.
 
     ``mean_j w_j ||m - a_j||^2 = W ||m - abar||^2 + mean_j w_j ||a_j - abar||^2`` with
-    ``W = mean_j w_j`` and ``abar = sum_j w_j a_j / sum_j w_j``: only the first term depends on
-    the mean ``m``, so the n actions need not be kept.
+    ``W = mean_j w_j`` and ``abar = sum_j w_j a_j / sum_j w_j``. Only the first term depends on the
+    mean ``m``, so the n actions need not be kept.
 
     Args:
         actions: ``(..., n, d)``.
@@ -264,7 +263,7 @@ def gaussian_regression(actions: Tensor, weights: Tensor, action_std: float) -> 
             f"dimension, got {tuple(weights.shape)}"
         )
     mean_weight = weights.mean(-1)
-    # Weights underflow to 0 where all actions are far worse than V(s): then abar does not matter.
+    # All weights underflow to 0 if all actions are far worse than V(s); abar is then irrelevant.
     total = mean_weight.clamp(min=torch.finfo(weights.dtype).tiny).unsqueeze(-1)
     mean_action = (weights.unsqueeze(-1) * actions).mean(-2) / total
     scatter = (weights * (actions - mean_action.unsqueeze(-2)).square().sum(-1)).mean(-1)
@@ -276,9 +275,9 @@ def gaussian_regression(actions: Tensor, weights: Tensor, action_std: float) -> 
 def gaussian_regression_loss(
     means: Tensor, regression: GaussianRegression, action_std: float
 ) -> Tensor:
-    """:func:`actor_loss` of means ``(..., d)`` from the reduced form.
+    """Computes :func:`actor_loss` for means ``(..., d)`` from the reduced form; a scalar.
 
-    Equal in value and in gradient; a scalar.
+    Value and gradient are equal to those of :func:`actor_loss`.
     """
     distances = (means - regression.actions).square().sum(-1)
     return (regression.weights * distances / (2 * action_std**2) + regression.offsets).mean()
@@ -287,15 +286,15 @@ def gaussian_regression_loss(
 def gaussian_regression_loss_gradient(
     means: Tensor, regression: GaussianRegression, action_std: float
 ) -> Tensor:
-    """The gradient of :func:`gaussian_regression_loss` by ``means``, ``(..., d)``."""
+    """Returns the gradient of :func:`gaussian_regression_loss` by ``means``, ``(..., d)``."""
     scale = regression.weights / (action_std**2 * regression.weights.numel())
     return (means - regression.actions) * scale.unsqueeze(-1)
 
 
 def effective_sample_size(weights: Tensor, probs: Tensor | None = None) -> Tensor:
-    """``(sum_j w_j)^2 / sum_j w_j^2`` of each state, ``(..., n)`` to ``(...)``.
+    """Returns ``(sum_j w_j)^2 / sum_j w_j^2`` of each state, ``(..., n)`` to ``(...)``.
 
-    n is behaviour cloning, 1 is greedy. Under ``probs`` the sums are expectations times n.
+    n is behaviour cloning, 1 is greedy. With ``probs``, the sums are expectations times n.
     """
     _check_samples(weights, probs)
     total = _expectation(weights, probs)
@@ -307,14 +306,14 @@ def categorical_regression(
 ) -> Tensor:
     """Reduces :func:`actor_loss` of a categorical policy to one weight for each action.
 
-    ``-mean_j w_j log pi(a_j) = -sum_a c_a log pi(a)`` with ``c_a = mean_j w_j [a_j = a]``; where
-    all actions are enumerated, ``c_a = mu(a|s) w_a``.
+    ``-mean_j w_j log pi(a_j) = -sum_a c_a log pi(a)`` with ``c_a = mean_j w_j [a_j = a]``. If all
+    actions are enumerated, ``c_a = mu(a|s) w_a``.
 
     Args:
         actions: ``(..., n)``, indices.
         weights: ``(..., n)``.
         num_actions: A.
-        probs: ``(..., A)``, ``mu(a|s)`` where the actions are all actions in order, else ``None``.
+        probs: ``(..., A)``, ``mu(a|s)``, if the actions are all actions in order; else ``None``.
 
     Returns:
         ``(..., A)``.
@@ -327,11 +326,11 @@ def categorical_regression(
 
 
 def categorical_regression_loss(logits: Tensor, action_weights: Tensor) -> Tensor:
-    """:func:`actor_loss` from the reduced form, both ``(..., A)``; a scalar."""
+    """Computes :func:`actor_loss` from the reduced form, both ``(..., A)``; a scalar."""
     return -(action_weights * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def categorical_regression_loss_gradient(logits: Tensor, action_weights: Tensor) -> Tensor:
-    """The gradient of :func:`categorical_regression_loss` by ``logits``."""
+    """Returns the gradient of :func:`categorical_regression_loss` by ``logits``."""
     total = action_weights.sum(-1, keepdim=True)
     return (logits.softmax(-1) * total - action_weights) / logits[..., 0].numel()

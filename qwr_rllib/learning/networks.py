@@ -1,6 +1,6 @@
-"""Actor, critic and observation normaliser (paper, appendix 6.1). Knows torch only.
+"""Actor, critic and observation normaliser (paper, appendix 6.1).
 
-Shapes: ``(...)`` leading batch dimensions, ``n`` actions of one state, ``d`` the action's
+Shapes: ``(...)`` are leading batch dimensions, ``n`` the actions of one state, ``d`` the action's
 dimensions or the number of discrete actions, ``h`` the width of the critic's features.
 """
 
@@ -21,7 +21,7 @@ from qwr_rllib.specs import Spec
 
 HEAD_INIT = 1e-2
 ConvFilter = tuple[int, int | Sequence[int], int]  # filters, kernel, stride
-# Convolutions, and widths of the dense layers behind them.
+# Convolutions, and widths of the dense layers after them.
 IMAGE_NETWORKS: dict[ImageNetwork, tuple[Sequence[ConvFilter], Sequence[int]]] = {
     "mnih2013": (((16, 8, 4), (32, 4, 2)), (256,)),
     "mnih2015": (((32, 8, 4), (64, 4, 2), (64, 3, 1)), (512,)),
@@ -29,7 +29,7 @@ IMAGE_NETWORKS: dict[ImageNetwork, tuple[Sequence[ConvFilter], Sequence[int]]] =
 TILE = 128  # states; with 8 actions and 256 features each, 1 MiB
 OBSERVATION_CLIP = 10.0
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    # In place: behind a linear layer nothing else needs what it overwrites.
+    # In place: nothing else needs the linear layer's outputs that it overwrites.
     "relu": partial(nn.ReLU, inplace=True),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(in_features: int, hiddens: Sequence[int], activation: str = "relu") -> nn.Sequential:
-    """Linear layers of the given widths, each followed by the activation."""
+    """Makes linear layers of the given widths, each followed by the activation."""
     layers: list[nn.Module] = []
     for width in hiddens:
         layers += [nn.Linear(in_features, width), ACTIVATIONS[activation]()]
@@ -49,17 +49,17 @@ def mlp(in_features: int, hiddens: Sequence[int], activation: str = "relu") -> n
 class ImageEncoder(nn.Sequential):
     """Convolutions with ReLU over bytes of images, then dense layers.
 
-    Takes images in :attr:`blocks`, as :func:`to_blocks` makes them: the first convolution, whose
-    kernel is a multiple of its stride, is then one of stride 1 over many channels, the form that
-    vector and matrix units are made for. Its weights keep their usual shape, and scale the bytes to
-    [0, 1].
+    Takes images from :func:`to_blocks`, in blocks of side :attr:`blocks`. If the first kernel and
+    the image are multiples of the first stride, that convolution becomes one of stride 1 over many
+    channels, which vector and matrix units compute fast. Its weights keep their usual shape; they
+    are divided by 255, as bytes are not scaled.
 
     Args:
-        obs_shape: of one image; its channels are the first axis or the last, whichever is smaller.
-        conv_filters: of each layer the number of filters, the kernel's size (an integer, or height
-            and width) and the stride.
+        obs_shape: shape of one image; the smaller of its first and last axis is the channels.
+        conv_filters: for each layer, the number of filters, the kernel's size (an integer, or
+            height and width) and the stride.
         hiddens: widths of the dense layers.
-        activation: of the dense layers.
+        activation: activation of the dense layers.
 
     Raises:
         ValueError: for an image that is too small for the convolutions, naming both.
@@ -91,10 +91,10 @@ class ImageEncoder(nn.Sequential):
         )
         self.blocks = blocks
         self.precision = torch.float32
-        """Type of the arithmetic, in which bytes are exact. Weights and features stay float32."""
+        """Type of the arithmetic; bytes are exact in it. Weights and features stay float32."""
 
     def forward(self, blocks: Tensor) -> Tensor:
-        """Features ``(k, h)`` of bytes ``(k, channels * b * b, height / b, width / b)``."""
+        """Returns features ``(k, h)`` of bytes ``(k, channels * b * b, height / b, width / b)``."""
 
         def cast(tensor: Tensor | None) -> Tensor:
             assert tensor is not None
@@ -112,9 +112,9 @@ class ImageEncoder(nn.Sequential):
                 hidden = F.linear(hidden, cast(layer.weight), cast(layer.bias))
             elif isinstance(layer, nn.Flatten):
                 if hidden.requires_grad:
-                    # Flattening needs channels first, and so its gradient has them first. The ReLU
-                    # before kept its outputs with channels last: a pass over two layouts takes ten
-                    # times as long as over one.
+                    # The gradient of Flatten has channels first, the outputs of the ReLU before it
+                    # have channels last. A pass over two layouts takes ten times as long as one
+                    # over a single layout.
                     hidden.register_hook(_channels_last)
                 hidden = layer(hidden)
             else:
@@ -127,7 +127,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def _blocks(size: Sequence[int], conv_filters: Sequence[ConvFilter]) -> int:
-    """The block's side for :func:`to_blocks`: the first stride, or 1 where it does not fit."""
+    """Returns the block's side for :func:`to_blocks`: the first stride, or 1 if it does not fit."""
     _, kernel, stride = conv_filters[0]
     sides = [*size, *([kernel] if isinstance(kernel, int) else kernel)]
     return 1 if any(side % stride for side in sides) else stride
@@ -150,13 +150,13 @@ def to_blocks(images: Tensor, b: int) -> Tensor:
 
 
 def channels_first(obs_shape: Sequence[int]) -> tuple[int, int, int]:
-    """An image's channels, height and width."""
+    """Returns an image's channels, height and width."""
     first, second, last = obs_shape
     return (last, first, second) if last < first else (first, second, last)
 
 
 def _glorot(module: nn.Module) -> None:
-    """Glorot-uniform weights and zero biases, as in the authors' framework."""
+    """Sets Glorot-uniform weights and zero biases, as in the authors' framework."""
     if isinstance(module, (nn.Linear, nn.Conv2d)):
         nn.init.xavier_uniform_(module.weight)
         assert module.bias is not None
@@ -171,12 +171,12 @@ def _small_head(in_features: int, out_features: int) -> nn.Linear:
 
 
 class ObservationNormalizer(nn.Module):
-    """Scales observations by their running mean and variance, clipped to +-10.
+    """A layer that normalises observations by their running mean and variance, clipped to +-10.
 
-    It is the identity until the first :meth:`update`.
+    Until the first :meth:`update` it only clips.
 
     Args:
-        shape: that of one observation.
+        shape: shape of one observation.
     """
 
     mean: Tensor
@@ -209,13 +209,13 @@ class ObservationNormalizer(nn.Module):
 
 
 class GaussianActor(nn.Module):
-    """``N(m(s), action_std^2 I)`` in the policy's action space; its parameters are the mean.
+    """The policy ``N(m(s), action_std^2 I)``; its parameters are the mean ``m(s)``.
 
     Args:
         body: features of the normalised observation.
-        in_features: their width.
+        in_features: width of the features.
         action_dim: d.
-        action_std: the constant standard deviation.
+        action_std: the constant standard deviation, in the policy's action space.
     """
 
     def __init__(self, body: nn.Module, in_features: int, action_dim: int, action_std: float):
@@ -224,7 +224,7 @@ class GaussianActor(nn.Module):
         self.head = _small_head(in_features, action_dim)
         self.action_std = action_std
         self.mu_std = action_std
-        """Standard deviation of the stored ``mu``: the policy's, except for logged data."""
+        """Standard deviation of the stored ``mu``, by default the policy's."""
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.head(self.body(obs))
@@ -233,7 +233,7 @@ class GaussianActor(nn.Module):
         return params
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One action for each state, ``(..., d)`` to ``(..., d)``."""
+        """Samples one action for each state, ``(..., d)`` to ``(..., d)``."""
         return self._sample(params, 1, generator, self.action_std).squeeze(-2)
 
     @staticmethod
@@ -245,27 +245,27 @@ class GaussianActor(nn.Module):
     def proposals(
         self, params: Tensor, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """``n`` samples of ``mu``, ``(..., n, d)``, and ``None`` for their probabilities."""
+        """Returns ``n`` samples of ``mu``, ``(..., n, d)``, and ``None``."""
         return self._sample(params, n, generator, self.mu_std), None
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """``log pi(a|s)``, both ``(..., d)`` to ``(...)``."""
+        """Returns ``log pi(a|s)``, both ``(..., d)`` to ``(...)``."""
         scaled = (actions - params) / self.action_std
         log_normalizer = math.log(self.action_std * math.sqrt(2 * math.pi))
         return (-0.5 * scaled.square() - log_normalizer).sum(-1)
 
     def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
-        """Reduces the weighted actions to what the loss needs: see :mod:`.losses`."""
+        """Reduces the weighted actions to the arguments of :meth:`regression_loss`."""
         return losses.gaussian_regression(actions, weights, self.action_std)
 
     def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
-        """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
+        """Returns the actor loss of a minibatch, given its :meth:`regression`; a scalar."""
         return losses.gaussian_regression_loss(
             params, losses.GaussianRegression(*regression), self.action_std
         )
 
     def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
-        """The gradient of the :meth:`regression_loss` by ``params``."""
+        """Returns the gradient of :meth:`regression_loss` by ``params``."""
         return losses.gaussian_regression_loss_gradient(
             params, losses.GaussianRegression(*regression), self.action_std
         )
@@ -276,7 +276,7 @@ class CategoricalActor(nn.Module):
 
     Args:
         body: features of the normalised observation.
-        in_features: their width.
+        in_features: width of the features.
         num_actions: d.
     """
 
@@ -293,7 +293,7 @@ class CategoricalActor(nn.Module):
         return params.argmax(-1)
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One action for each state, ``(..., d)`` to ``(...)``."""
+        """Samples one action for each state, ``(..., d)`` to ``(...)``."""
         return self._sample(params, 1, generator).squeeze(-1)
 
     def _sample(self, params: Tensor, n: int, generator: torch.Generator | None) -> Tensor:
@@ -304,26 +304,29 @@ class CategoricalActor(nn.Module):
     def proposals(
         self, params: Tensor, n: int, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """``n`` samples of ``mu`` ``(..., n)``, or all actions with ``mu(a|s)`` where n covers."""
+        """Returns ``n`` samples of ``mu``, ``(..., n)``, and ``None``.
+
+        If ``n`` is at least d, returns all actions and ``mu(a|s)``, both ``(..., d)``.
+        """
         if n < self.num_actions:
             return self._sample(params, n, generator), None
         actions = torch.arange(self.num_actions, device=params.device)
         return actions.expand(params.shape), params.softmax(-1)
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
-        """``log pi(a|s)``, ``(..., d)`` and ``(...)`` to ``(...)``."""
+        """Returns ``log pi(a|s)``, ``(..., d)`` and ``(...)`` to ``(...)``."""
         return params.log_softmax(-1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def regression(self, actions: Tensor, weights: Tensor, probs: Tensor | None) -> tuple:
-        """Reduces the weighted actions to what the loss needs: see :mod:`.losses`."""
+        """Reduces the weighted actions to the arguments of :meth:`regression_loss`."""
         return (losses.categorical_regression(actions, weights, self.num_actions, probs),)
 
     def regression_loss(self, params: Tensor, *regression: Tensor) -> Tensor:
-        """The actor loss of a minibatch from its :meth:`regression`; a scalar."""
+        """Returns the actor loss of a minibatch, given its :meth:`regression`; a scalar."""
         return losses.categorical_regression_loss(params, *regression)
 
     def regression_gradient(self, params: Tensor, *regression: Tensor) -> Tensor:
-        """The gradient of the :meth:`regression_loss` by ``params``."""
+        """Returns the gradient of :meth:`regression_loss` by ``params``."""
         return losses.categorical_regression_loss_gradient(params, *regression)
 
 
@@ -331,17 +334,17 @@ class GatedCritic(nn.Module):
     """``Q(s, a)``: features of the state gated by the action (paper, appendix 6.1).
 
     ``o * tanh(embed(a))``, LayerNorm, ReLU, an optional further layer, then the head. Without the
-    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``, which is of the order of
-    one reward where this is the discount of the targets, too.
+    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``. If the targets have the
+    same discount, this is of the order of one reward.
 
-    :meth:`features` is what depends on the state alone, so that n actions cost one pass of it.
+    :meth:`features` depends on the state alone, so that n actions need one pass of it.
 
     Args:
         body: features of the normalised observation.
-        in_features: their width.
-        spec: tells the actions.
-        gamma: scales the head, in [0, 1): the (first) discount.
-        post_gate_layer: adds one more ReLU layer behind the gate.
+        in_features: width of the features.
+        spec: kind and dimension of the actions.
+        gamma: in [0, 1), scales the head: the (first) discount.
+        post_gate_layer: whether to add a ReLU layer after the gate.
     """
 
     def __init__(
@@ -363,36 +366,36 @@ class GatedCritic(nn.Module):
         self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
         self.apply(_glorot)
         if isinstance(self.embed, nn.Linear):
-            # With biases of 0 the gate is an odd function of the action that vanishes at 0: all
-            # that the critic knows of the state would come and go with the action.
+            # With biases of 0, the gate would be 0 for an action of 0, which would hide the state
+            # from the critic.
             nn.init.uniform_(self.embed.bias, -1, 1)
         self.num_features = in_features
         self.q_scale = 1 / (1 - gamma)
         self.head = _small_head(in_features, 1)
 
     def features(self, obs: Tensor) -> Tensor:
-        """The normalised observation's features ``(..., h)``."""
+        """Returns the features ``(..., h)`` of normalised observations."""
         return self.body(obs)
 
     def gate(self, features: Tensor, actions: Tensor) -> Tensor:
-        """``(1 - gamma) Q(s, a)`` ``(...)`` from features ``(..., h)`` and actions."""
+        """Returns ``(1 - gamma) Q(s, a)`` ``(...)`` for features ``(..., h)`` and actions."""
         gated = features * torch.tanh(self.embed(actions))
         hidden = self.post(F.relu(self.norm(gated)))
         return self.head(hidden).squeeze(-1)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """``(1 - gamma) Q(s, a)``, ``(...)``, of one action for each state."""
+        """Returns ``(1 - gamma) Q(s, a)``, ``(...)``, for one action of each state."""
         return self.gate(self.features(obs), actions)
 
     @torch.no_grad()
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
-        """``Q(s, a)`` of n actions for each state, ``(k, h)`` and ``(k, n, [d])`` to ``(k, n)``.
+        """Returns ``Q(s, a)`` of n actions per state: ``(k, h)``, ``(k, n, [d])`` to ``(k, n)``.
 
-        Goes through the states in tiles that stay in a core's cache.
+        On a CPU, computes the states in tiles that stay in a core's cache.
         """
         tile = TILE if features.device.type == "cpu" else max(1, len(features))
         values = [
-            # In place: a third of the time of this is memory traffic.
+            # In place, as memory traffic takes a third of the time.
             self.head(
                 self.post(self.norm(self.embed(some).tanh_().mul_(o.unsqueeze(-2))).relu_())
             ).squeeze(-1)
@@ -406,8 +409,8 @@ class ValueCritic(nn.Module):
 
     Args:
         body: features of the normalised observation.
-        in_features: their width.
-        gamma: scales the head, in [0, 1): the (first) discount.
+        in_features: width of the features.
+        gamma: in [0, 1), scales the head: the (first) discount.
     """
 
     def __init__(self, body: nn.Module, in_features: int, gamma: float):
@@ -418,34 +421,33 @@ class ValueCritic(nn.Module):
         self.head = _small_head(in_features, 1)
 
     def features(self, obs: Tensor) -> Tensor:
-        """``V(s)``, ``(..., 1)``: of this critic everything depends on the state alone."""
+        """Returns ``V(s)``, ``(..., 1)``, as this critic's values depend on the state alone."""
         return self.head(self.body(obs)) * self.q_scale
 
     def forward(self, obs: Tensor, actions: Tensor | None = None) -> Tensor:
-        """``(1 - gamma) V(s)``, ``(...)``, whatever the actions."""
+        """Returns ``(1 - gamma) V(s)``, ``(...)``; ignores the actions."""
         return self.head(self.body(obs)).squeeze(-1)
 
 
 class QWRNetworks(nn.Module):
-    """The networks of one agent; those that only the learner needs can be left out.
+    """The networks of one agent: the actor, the normaliser and optionally the critic.
 
-    Images (:attr:`Spec.image`) go through convolutions, any other observation is flattened to a
-    vector.
+    Images (:attr:`Spec.image`) pass convolutions; any other observation is flattened to a vector.
 
     Args:
         spec: shapes of observation and action.
         hiddens: widths of the bodies' layers for vectors.
         activation: one of :data:`ACTIVATIONS`.
-        gamma: scales the critic's head, see there.
-        action_std: of the Gaussian actor.
-        normalize_observations: with a running mean and variance; images are scaled to [0, 1].
+        gamma: scales the critic's head, see :class:`GatedCritic`.
+        action_std: standard deviation of the Gaussian actor.
+        normalize_observations: whether to normalise vectors by their running mean and variance;
+            images are scaled to [0, 1] in any case.
         critic_post_gate_layer: see :class:`GatedCritic`.
         critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
         with_critic: ``False`` for an agent that only acts.
-        image_network: the convolutions and dense layers for images, one of
-            :data:`IMAGE_NETWORKS`.
-        conv_filters: of the ``image_network`` instead; see :class:`ImageEncoder`.
-        conv_hiddens: of the ``image_network`` instead; widths of the dense layers.
+        image_network: the layers for images, one of :data:`IMAGE_NETWORKS`.
+        conv_filters: replace those of ``image_network``; see :class:`ImageEncoder`.
+        conv_hiddens: widths of dense layers that replace those of ``image_network``.
     """
 
     def __init__(
@@ -493,9 +495,9 @@ class QWRNetworks(nn.Module):
             self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
 
     def normalize(self, obs: Tensor) -> Tensor:
-        """Raw observations ``(..., *obs_shape)`` to what actor and critic take.
+        """Converts raw observations ``(..., *obs_shape)`` to the inputs of actor and critic.
 
-        Vectors become ``(..., features)``, images what an :class:`ImageEncoder` takes.
+        Vectors become ``(..., features)``, images the input of an :class:`ImageEncoder`.
         """
         shape = self._spec.obs_shape
         if self._spec.image:
@@ -509,12 +511,12 @@ class QWRNetworks(nn.Module):
         return self.normalizer(obs.float()).reshape(*batch, math.prod(shape))
 
     def dist_inputs(self, obs: Tensor) -> Tensor:
-        """Parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""
+        """Returns the parameters of ``pi(.|s)`` for raw observations ``(..., *obs_shape)``."""
         batch = obs.shape[: obs.dim() - len(self._spec.obs_shape)]
         return self.actor(self.normalize(obs)).reshape(*batch, self._spec.action_dim)
 
     def acting_state(self) -> dict[str, Any]:
-        """The tensors that acting needs: of the actor and the normaliser, on the CPU."""
+        """Returns the tensors for acting, those of actor and normaliser, on the CPU."""
         return {
             name: value.detach().cpu()
             for name, value in self.state_dict().items()
@@ -523,7 +525,7 @@ class QWRNetworks(nn.Module):
 
 
 def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetworks:
-    """The networks that a ``QWRConfig`` or its dict asks for."""
+    """Makes the networks for a ``QWRConfig`` or its dict."""
     model = config["model"]
     return QWRNetworks(
         spec,
@@ -535,7 +537,7 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         critic_post_gate_layer=config["critic_post_gate_layer"],
         critic_type=config["critic_type"],
         with_critic=with_critic,
-        image_network=config.get("image_network", "mnih2013"),  # all that earlier releases had
+        image_network=config.get("image_network", "mnih2013"),  # the only one in earlier releases
         conv_filters=model["conv_filters"],
         conv_hiddens=model["post_fcnet_hiddens"],
     )

@@ -1,8 +1,8 @@
-"""The targets of the two regressions: the one place where QWR, AWR and AWAC differ.
+"""The targets of the two regressions. Only here do QWR, AWR and AWAC differ.
 
-An algorithm is two choices. The critic's target bootstraps from :class:`QBootstrap` or
+An algorithm consists of two choices. The critic's target bootstraps from :class:`QBootstrap` or
 :class:`VBootstrap`. The actor considers :class:`SampledActions`, :class:`ReplayActionByQ` or
-:class:`ReplayActionByV`. Knows torch only.
+:class:`ReplayActionByV`.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ class Candidates(NamedTuple):
     """Actions that an actor considers at ``k`` states."""
 
     q_values: Tensor
-    """Their values, ``(k, n)``: ``Q(s, a)``, or returns."""
+    """``(k, n)``, the actions' values: ``Q(s, a)`` or returns."""
     actions: Tensor
     """``(k, n, [d])``."""
     probs: Tensor | None = None
-    """``mu(a|s)`` ``(k, n)`` where all discrete actions are enumerated."""
+    """``(k, n)``, ``mu(a|s)`` if all discrete actions are enumerated."""
     baseline: Tensor | None = None
-    """``V(s)`` ``(k,)`` where it is not the mean of ``q_values``."""
+    """``(k,)``, ``V(s)`` if it is not the mean of ``q_values``."""
 
 
 class ActionSampler:
-    """Samples actions of the stored ``mu`` and evaluates them.
+    """A sampler of actions from the stored ``mu``, with their values.
 
     Args:
-        actor: knows how to sample from the parameters of ``mu``.
-        n: actions of a state, or ``"all"`` of discrete ones.
-        generator: of the samples.
+        actor: samples from the parameters of ``mu``.
+        n: actions per state, or ``"all"`` for all discrete actions.
+        generator: random numbers for the samples.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class ActionSampler:
         states: Tensor,
         features: Tensor | None = None,
     ) -> Candidates:
-        """Samples actions at ``states`` ``(k,)``; ``features`` are the critic's, if known."""
+        """Samples actions at ``states`` ``(k,)``; ``features`` are those of all slots, if known."""
         mu = view.columns["action_dist_inputs"][states]
         n = mu.shape[-1] if isinstance(self._n, str) else self._n
         actions, probs = self._actor.proposals(mu, n, self._generator)
         tile = tile_size(view)
         values = [
-            # In tiles, whose features are still in a core's cache when the actions need them.
+            # In tiles, so that their features are still in a core's cache for the actions.
             critic.q_values(critic.features(view, some, features), of_some)
             for some, of_some in zip(states.split(tile), actions.split(tile), strict=True)
         ]
@@ -70,10 +70,10 @@ class ActionSampler:
 
 
 class Bootstrap(Protocol):
-    """Computes the state values from which the critic's targets bootstrap."""
+    """A function that computes the state values from which the critic's targets bootstrap."""
 
     repeats: bool
-    """True if a row has the same target each time it is drawn between two syncs."""
+    """Whether all draws of a row between two syncs have the same target."""
 
     def __call__(
         self,
@@ -83,14 +83,14 @@ class Bootstrap(Protocol):
         steps: int,
         features: Tensor | None,
     ) -> Tensor:
-        """The values of ``states[inverse]``, as ``inverse``, by the target critic.
+        """Returns the target critic's values of ``states[inverse]``, in the shape of ``inverse``.
 
         Args:
             view: the learner's copy of the replay.
             states: ``(k,)``, distinct slots.
-            inverse: ``(steps * batch, T)``, which of them each slice visits.
-            steps: minibatches.
-            features: the target critic's of all slots, where they are known.
+            inverse: ``(steps * batch, T)``, indices into ``states`` of the states in each slice.
+            steps: number of minibatches.
+            features: the target critic's features of all slots, if known.
         """
         ...
 
@@ -138,8 +138,8 @@ class QBootstrap:
         q_values, _, probs, _ = self._sample(self._target, view, states, features)
         if self._config.q_spread == "none":
             return losses.backup(q_values, operator, temperature, probs)[inverse]
-        # (steps, batch * T, n): the spread is over all values of a minibatch, in which a slice
-        # that ends early counts its last state again.
+        # (steps, batch * T, n): the spread is over all values of a minibatch. A slice that ends
+        # early counts its last state several times.
         by_minibatch = inverse.view(steps, -1)
         q_values = q_values[by_minibatch]
         probs = None if probs is None else probs[by_minibatch]
@@ -149,19 +149,19 @@ class QBootstrap:
 
 
 Returns = Callable[[Slices, Tensor], Tensor]
-"""The lambda-returns ``(N,)`` of slices from the values ``(N, T)`` of the states in them."""
+"""Computes lambda-returns ``(N,)`` from slices and their next states' values ``(N, T)``."""
 
 
 class CandidateSource(Protocol):
-    """Chooses the actions that the actor considers, with their values and baseline."""
+    """A function that chooses the actor's actions, with their values and baseline."""
 
     several: bool
-    """True if a state has several candidates."""
+    """Whether a state has several candidates."""
 
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
-        """The candidates at ``states`` ``(k,)``; ``features`` are the critic's, where known."""
+        """Returns candidates at ``states`` ``(k,)``; ``features`` are those of all slots."""
         ...
 
 
@@ -181,7 +181,7 @@ class SampledActions:
 
 
 class ReplayActionByQ(SampledActions):
-    """The action in the replay with ``Q(s, a)``; the baseline is the mean Q of samples (AWAC)."""
+    """The replay's action with ``Q(s, a)``; the baseline is the mean Q of samples (AWAC)."""
 
     several = False
 
@@ -196,7 +196,7 @@ class ReplayActionByQ(SampledActions):
 
 
 class ReplayActionByV:
-    """The action in the replay with its return; the baseline is ``V(s)`` (AWR)."""
+    """The replay's action with its return; the baseline is ``V(s)`` (AWR)."""
 
     several = False
 

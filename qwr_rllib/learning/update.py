@@ -1,7 +1,7 @@
-"""A step of a regression: a minibatch's gradient and Adam along it. Knows torch only.
+"""A step of a regression: a minibatch's gradient and a step of Adam.
 
-On a GPU the step is captured as one CUDA graph: its some thirty kernels take a few microseconds
-each, which is less than Python needs to launch them one by one.
+On a GPU, a step is some thirty kernels of a few microseconds each. As launching each from Python
+takes longer, the step can be captured as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from qwr_rllib.learning.accel.gradients import (
     gradient_of,
 )
 
-# Before the capture: the first makes Adam's moments and compiles what is to be compiled.
+# Steps before the capture; the first one creates Adam's moments and compiles.
 EAGER_STEPS = 3
 
 
 class RegressionStep:
-    """One step of gradient descent for each call.
+    """A function that makes one step of gradient descent per call.
 
     Args:
         module: a critic or an actor, on its device.
         loss: ``loss(module(*inputs), *targets)`` is a scalar.
-        loss_gradient: that of the loss by the module's outputs, of the same arguments.
+        loss_gradient: takes the loss's arguments and returns its gradient by the module's outputs.
         lr: Adam's learning rate.
-        epsilon: Adam's.
+        epsilon: Adam's epsilon.
         grad_clip: global norm to which gradients are clipped; ``None`` does not clip.
         compiler: see :func:`~qwr_rllib.learning.accel.gradients.gradient_of`.
-        capture: as a CUDA graph, for minibatches of the shape of the first.
+        capture: whether to capture the step as a CUDA graph, for minibatches of one shape.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class RegressionStep:
         self._adam = _FlatAdam(module, lr, epsilon, grad_clip, compiler)
         self._gradient = gradient_of(module, loss, loss_gradient, self._adam.gradient, compiler)
         self.shareable = self._gradient.shareable
-        """True if its numbers are the same when threads share its operations."""
+        """Whether its numbers are the same for any number of threads."""
         self._eager_steps = EAGER_STEPS if capture else math.inf
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-        """Steps, and returns the network's outputs before; the next call may overwrite them.
+        """Makes a step and returns the outputs from before it; the next call may overwrite them.
 
         Args:
-            inputs: what the network takes, each ``(batch, ...)``.
-            targets: what the loss takes after the network's outputs.
+            inputs: the network's inputs, each ``(batch, ...)``.
+            targets: the loss's arguments after the network's outputs.
         """
         if self._eager_steps:
             self._eager_steps -= 1
@@ -75,7 +75,7 @@ class RegressionStep:
             assert self._graph is not None
         given = (*inputs, *targets)
         if any(a.shape != b.shape for a, b in zip(self._arguments, given, strict=True)):
-            return self._step(inputs, targets)  # of another size than those that were captured
+            return self._step(inputs, targets)  # the graph is for other shapes
         for argument, value in zip(self._arguments, given, strict=True):
             argument.copy_(value)
         self._graph.replay()
@@ -90,9 +90,9 @@ class RegressionStep:
         self._arguments = [each.clone() for each in (*inputs, *targets)]
         count = len(inputs)
         (adam,) = self._adam.optimizer.param_groups
-        adam["capturable"] = True  # without this it refuses; where nothing is captured it warns
+        adam["capturable"] = True  # required during a capture; outside, Adam would warn
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):  # which runs nothing yet
+        with torch.cuda.graph(self._graph):  # records the kernels, does not run them
             self._outputs = self._step(self._arguments[:count], self._arguments[count:])
         adam["capturable"] = False
 
@@ -100,16 +100,16 @@ class RegressionStep:
         return self._adam.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the moments; learning rate and epsilon stay the configured ones."""
+        """Loads the moments; learning rate and epsilon stay the configured ones."""
         self._adam.load_state_dict(state)
-        self._graph = None  # it knows the old moments
+        self._graph = None  # it refers to the old moments
 
 
 class _FlatAdam:
-    """Adam with global-norm clipping on one vector that all of a module's parameters are views of.
+    """Adam with global-norm clipping, on one vector of which all parameters become views.
 
-    A dozen small tensors cost more to visit than to update; one vector is one kernel each for
-    the norm, the clip and Adam, or one compiled function for all three.
+    For a dozen small tensors, calls cost more than arithmetic. One vector needs one kernel each
+    for the norm, the clip and Adam, or one compiled function for all three.
     """
 
     def __init__(
@@ -129,23 +129,23 @@ class _FlatAdam:
         self.optimizer = torch.optim.Adam([vector], lr=lr, eps=epsilon, fused=True)
 
     def step(self) -> None:
-        """Takes a step along :attr:`gradient`."""
+        """Makes a step with :attr:`gradient`."""
         state = self.optimizer.state[self._vector]
-        if self._kernels and state:  # which the optimizer makes at its first step
+        if self._kernels and state:  # the optimizer's first step creates it
             (group,) = self.optimizer.param_groups
             self._kernels.clipped_adam(self._vector, self.gradient, state, group, self._grad_clip)
             return
-        # As torch.nn.utils.clip_grad_norm_ does it.
+        # As in torch.nn.utils.clip_grad_norm_.
         norm = self.gradient.norm()
         self.gradient.mul_((self._grad_clip / (norm + 1e-6)).clamp_(max=1.0))
         self.optimizer.step()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the moments; learning rate and epsilon stay the configured ones."""
+        """Loads the moments; learning rate and epsilon stay the configured ones."""
         configured = [
             {name: group[name] for name in ("lr", "eps")} for group in self.optimizer.param_groups
         ]
-        # The optimizer would go on to train in the tensors that it is given.
+        # A copy, because the optimizer trains in the tensors that it loads.
         self.optimizer.load_state_dict(copy.deepcopy(state))
         for group, options in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(options)

@@ -1,4 +1,4 @@
-"""Training on logged data: finds, reads and checks data sets."""
+"""Logged data for training: finds, reads and checks data sets."""
 
 from qwr_rllib.offline.config import OfflineConfig
 from qwr_rllib.offline.episodes import MU_KEY

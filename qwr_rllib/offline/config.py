@@ -1,4 +1,4 @@
-"""The keys of a config's ``offline``. Knows no Ray."""
+"""The keys of a config's ``offline``. This module does not import Ray."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ class OfflineConfig:
     dataset: str = required(
         Rule("a data set's id or path", lambda value: isinstance(value, str) and bool(value))
     )
-    """The id of a data set in Minari's local store, or the path of one, or the folder or file of
-    RLlib's recorded output (JSON or Parquet)."""
+    """Id of a data set in Minari's local store, its path, or a folder or file of RLlib's recorded
+    output (JSON or Parquet)."""
     iterations: int | None = setting(None, integer(0) | None)
-    """After so many iterations on the data alone, environment steps are collected too, as many
-    each iteration as ``n_interactions`` says; ``None`` is never."""
+    """Number of iterations on the data alone. Later iterations also collect ``n_interactions``
+    steps. ``None`` never collects."""
     num_episodes: int | None = setting(None, integer(1) | None)
-    """Takes the first so many; ``None`` takes all."""
+    """Number of episodes to use, from the first; ``None`` uses all."""
     mu: Mu = setting("recorded", one_of(Mu))
-    """True if recorded parameters of ``mu`` are taken where there are any, or the taken action
-    always stands in."""
+    """``"recorded"`` uses the recorded parameters of ``mu``, and the taken action if there are
+    none. ``"taken"`` always uses the taken action."""
     mu_std: float | Literal["auto"] = setting("auto", POSITIVE | "auto")
-    """The standard deviation of ``mu`` of continuous actions, while nothing is collected.
-    ``"auto"`` estimates it from the data: see :func:`~qwr_rllib.offline.noise.mu_std`."""
+    """Standard deviation of ``mu`` for continuous actions, while nothing is collected. ``"auto"``
+    estimates it from the data: see :func:`~qwr_rllib.offline.noise.mu_std`."""
     smoothing: float = setting(0.1, Rule("a number in (0, 1]", _is_share))
-    """The share of a uniform distribution in a discrete action's stand-in for ``mu``."""
+    """Share of the uniform distribution in a ``mu`` made from a discrete taken action."""
     check_env: bool = setting(True, BOOLEAN)
-    """Refuse data that says to be of another environment; spaces must be the same anyway."""
+    """Whether to refuse data that names another environment; spaces must match in any case."""
 
     def __post_init__(self) -> None:
         check_settings(self, "offline.")

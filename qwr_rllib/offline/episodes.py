@@ -1,4 +1,4 @@
-"""Episodes of logged data, as the readers give them to the loader."""
+"""Episodes of logged data, in the form that the loader takes from the readers."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import numpy as np
 from ray.rllib.policy.sample_batch import SampleBatch
 
 MU_KEY = SampleBatch.ACTION_DIST_INPUTS
-"""Key of a Minari episode's ``infos``: the parameters of ``mu`` in each state, ``(k + 1, m)``."""
+"""Key in a Minari episode's ``infos`` for the parameters of ``mu``, ``(k + 1, m)``."""
 
 
 class Episode(NamedTuple):
-    """A logged episode, or a part of one without gaps; ``k`` steps."""
+    """A logged episode of ``k`` steps, or a part of an episode without missing steps."""
 
     name: str
     obs: np.ndarray
-    """``(k + 1, ...)``, or ``(k, ...)`` where the state after the last step is not recorded."""
+    """``(k + 1, ...)``, or ``(k, ...)`` if the state after the last step is not recorded."""
     actions: np.ndarray
     """``(k, ...)``."""
     rewards: np.ndarray
     """``(k,)``."""
     terminated: bool
-    """True if it says so; otherwise its last step is a cut."""
+    """Whether the data marks the last step as terminated; otherwise the episode is cut there."""
     mu: np.ndarray | None
-    """``(k + 1, m)`` or ``(k, m)`` recorded parameters."""
+    """``(k + 1, m)`` or ``(k, m)``, recorded parameters of ``mu``; ``None`` if there are none."""
 
 
 class Dataset(NamedTuple):
-    """A source of episodes, and what it says about them."""
+    """A source of episodes, with its metadata; ``None`` is unknown."""
 
     name: str
     env_id: str | None
     observation_space: gym.Space | None
     action_space: gym.Space | None
     normalized: bool
-    """True if actions are in the policy's space and not in the environment's."""
+    """Whether actions are in the policy's space, not the environment's."""
     episodes: Iterable[Episode]
 
 
 def one_line(error: Exception) -> str:
-    """An error of a library as a part of a message."""
+    """Formats an error of a library on one line, as part of a message."""
     return " ".join(f"{type(error).__name__}: {error}".split())

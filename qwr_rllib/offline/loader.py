@@ -1,9 +1,9 @@
-"""Logged data as a replay: Minari's data sets and RLlib's own recorded output.
+"""Loading of logged data into a replay: Minari's data sets and RLlib's recorded output.
 
-An episode of ``k`` steps becomes ``k`` rows. Where the data does not say which policy chose its
-actions, the taken action stands in for ``mu``: as the mean of the Gaussian (its standard
-deviation: :mod:`qwr_rllib.offline.noise`), or with probability ``1 - smoothing`` beside a uniform
-rest. The state after a cut episode's last step has no action: it gets the ``mu`` of that step.
+An episode of ``k`` steps becomes ``k`` rows. If the data lacks the parameters of the policy ``mu``
+that chose its actions, ``mu`` is made from the taken actions: a Gaussian with the action as mean;
+or a categorical distribution with ``1 - smoothing`` on the action plus ``smoothing`` spread
+uniformly. The state after a cut episode's last step has no action; it gets the ``mu`` of that step.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def load(
     normalize_actions: bool = True,
     reward_clip: float | None = None,
 ) -> ReplayStorage:
-    """A store that holds the data set, or as many of its episodes as fit, drawn at random.
+    """Loads a data set into a store; if it is too large, as many episodes, at random, as fit.
 
     Args:
-        config: which data set and how to read it.
-        env: the environment that the data must be of.
-        spec: its shapes.
-        capacity: of the store, in rows.
-        margin: trajectories that are shorter are named in the log; they are taken.
+        config: which data set to read, and how.
+        env: the environment to which the data must belong.
+        spec: shapes of the environment.
+        capacity: capacity of the store, in rows.
+        margin: logs a warning if trajectories are shorter than this; they are loaded.
         normalize_actions: whether the policy's actions span [-1, 1], as in RLlib's config.
-        reward_clip: rewards are clipped to [-reward_clip, reward_clip].
+        reward_clip: rewards are clipped to [-reward_clip, reward_clip]; ``None`` does not clip.
 
     Raises:
-        ValueError: for data that is missing, damaged, empty, not of this environment or not finite,
-            or if no episode fits; the message names the data set, the episode and what is wrong.
-        ModuleNotFoundError: if Minari is needed and not installed.
+        ValueError: for data that is missing, damaged, empty, of another environment or not finite,
+            or if no episode fits; the message names the data set, the episode and the fault.
+        ModuleNotFoundError: if Minari is needed but not installed.
     """
     dataset = open_dataset(config.dataset)
     _check_same_env(dataset, env, config.check_env)
@@ -58,7 +58,7 @@ def load(
     def fill(
         storage: ReplayStorage, episodes: Iterable[Episode], chosen: set[int] | None = None
     ) -> list[tuple[str, int]]:
-        """Adds all episodes or the chosen ones; returns each one's name and number of rows."""
+        """Adds all or the chosen episodes; returns the name and the number of rows of each."""
         added = []
         for number, episode in enumerate(_first(episodes, config.num_episodes)):
             if chosen is not None and number not in chosen:
@@ -95,7 +95,7 @@ def load(
             "episodes of them, drawn at random, are trained on.",
             dataset.name, num_rows, count, capacity, len(chosen),
         )  # fmt: skip
-        # Some were evicted by those after them: the store is filled anew.
+        # Later episodes evicted some of the chosen ones, so fill a new store.
         storage = ReplayStorage(spec, capacity)
         found = fill(storage, open_dataset(config.dataset).episodes, chosen)
     short = [name for name, rows in found if rows < margin]
@@ -110,11 +110,11 @@ def load(
 
 
 def mean_return(config: OfflineConfig) -> float:
-    """The mean return of the episodes that are taken of a data set.
+    """Returns the mean return of the episodes that ``config`` selects.
 
     Raises:
         ValueError: for data that is missing or damaged.
-        ModuleNotFoundError: if Minari is needed and not installed.
+        ModuleNotFoundError: if Minari is needed but not installed.
     """
     episodes = _first(open_dataset(config.dataset).episodes, config.num_episodes)
     return float(np.mean([np.sum(episode.rewards) for episode in episodes]))
@@ -128,8 +128,8 @@ def _first(episodes: Iterable[Episode], count: int | None) -> Iterator[Episode]:
 
 
 def _sampled(lengths: np.ndarray, storage: ReplayStorage) -> set[int]:
-    """Numbers of episodes that fit a store: all of them, or some drawn at random."""
-    # A long episode is cut; each part needs slots for its last state and for its older frames.
+    """Returns the numbers of episodes that fit a store: all, or some drawn at random."""
+    # A long episode is cut into parts. Each needs slots for its last state and its older frames.
     parts = -(-lengths // storage.max_trajectory)
     slots = lengths + parts * storage.spec.frame_stack
     free_rows, free_slots = storage.capacity, storage.num_slots - storage.spec.frame_stack
@@ -152,7 +152,7 @@ def _fragment(
     action_space: gym.Space | None,
     reward_clip: float | None,
 ) -> Fragment:
-    """The episode's rows; actions are normalised from ``action_space`` where it is given."""
+    """Makes an episode's fragment; normalises actions from ``action_space`` if it is given."""
     actions = np.asarray(episode.actions)
     rows = len(actions)
     if not rows:
@@ -169,13 +169,13 @@ def _fragment(
         obs = obs.reshape(len(obs), *spec.obs_shape)
     mu = episode.mu if config.mu == "recorded" else None
     if mu is not None and mu.shape[1:] != (spec.action_dim,):
-        mu = None  # of another kind of policy
+        mu = None  # another kind of policy recorded it
     if mu is None:
         mu = _stand_in(actions, spec, config.smoothing)
     if episode.terminated:
         obs, mu = obs[:rows], mu[:rows]
     elif len(obs) == rows:
-        # The state after the last step is not recorded: its own state is where it is cut.
+        # The state after the last step is not recorded, so cut the episode before that step.
         rows -= 1
         if not rows:
             raise ValueError("it is cut after its only step and does not have the state after")
@@ -195,7 +195,7 @@ def _fragment(
 
 
 def _normalized(actions: np.ndarray, space: gym.Space) -> np.ndarray:
-    """The environment's actions in the policy's space, as RLlib's ``normalize_action``."""
+    """Converts actions to the policy's space, as RLlib's ``normalize_action`` does."""
     assert isinstance(space, gym.spaces.Box)
     if not space.is_bounded():
         return actions
@@ -204,11 +204,11 @@ def _normalized(actions: np.ndarray, space: gym.Space) -> np.ndarray:
 
 
 def _stand_in(actions: np.ndarray, spec: Spec, smoothing: float) -> np.ndarray:
-    """Parameters of a ``mu`` around the taken actions, ``(k, m)``."""
+    """Returns parameters ``(k, m)`` of a ``mu`` made from the taken actions."""
     if not spec.discrete:
         return actions
     probs = np.full((len(actions), spec.action_dim), smoothing / spec.action_dim)
-    valid = (actions >= 0) & (actions < spec.action_dim)  # the store names the others
+    valid = (actions >= 0) & (actions < spec.action_dim)  # the store refuses the others
     probs[np.flatnonzero(valid), actions[valid]] += 1 - smoothing
     return np.log(probs).astype(np.float32)
 
@@ -240,8 +240,8 @@ def open_dataset(dataset: str) -> Dataset:
     """Finds a data set by its path or its id in Minari's local store.
 
     Raises:
-        ValueError: if there is none, or it cannot be read.
-        ModuleNotFoundError: if Minari is needed and not installed.
+        ValueError: if there is no such data set, or it cannot be read.
+        ModuleNotFoundError: if Minari is needed but not installed.
     """
     path = Path(dataset).expanduser()
     if path.is_dir():

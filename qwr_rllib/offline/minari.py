@@ -1,4 +1,4 @@
-"""Reads Minari's data sets."""
+"""Reader of Minari's data sets."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NO_MINARI = "Minari data sets need the extra `offline`: pip install 'qwr-rllib[o
 
 
 def minari_dataset(name: str, folder: Path | None) -> Dataset:
-    """The data set ``name`` in Minari's local store, or the one in ``folder``.
+    """Returns the data set ``name`` in Minari's local store, or the one in ``folder``.
 
     Raises:
-        ValueError: if there is none, or it cannot be read.
+        ValueError: if there is no such data set, or it cannot be read.
         ModuleNotFoundError: if Minari is not installed.
     """
     try:
@@ -50,7 +50,7 @@ def minari_dataset(name: str, folder: Path | None) -> Dataset:
 
 
 def _episodes(name: str, found: Any, flattened: gym.Space | None) -> Iterator[Episode]:
-    """Its episodes; observations of the space ``flattened`` become vectors."""
+    """Yields the episodes; observations of the space ``flattened`` become vectors."""
     episodes = found.iterate_episodes()
     for index in found.episode_indices:
         where = f"data set {name}: episode {index}"
@@ -60,7 +60,7 @@ def _episodes(name: str, found: Any, flattened: gym.Space | None) -> Iterator[Ep
             if flattened is not None:
                 states = iterate(batch_space(flattened), observations)
                 observations = np.stack([np.asarray(flatten(flattened, each)) for each in states])
-        except Exception as error:  # of h5py, of pyarrow, of the decoding
+        except Exception as error:  # h5py, pyarrow and the decoding raise many kinds
             raise ValueError(f"{where} cannot be read: {one_line(error)}") from error
         steps = len(episode.rewards)
         for kind in ("terminations", "truncations"):

@@ -1,4 +1,4 @@
-"""The noise of logged actions, estimated from the data. Knows numpy only."""
+"""Estimation of the noise in logged actions. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import numpy as np
 from qwr_rllib.replay.storage import ReplayStorage
 
 MAX_STATES, MAX_NEIGHBOURS = 1_000, 100_000
-"""Rows whose noise is estimated, and rows among which their neighbours are looked for."""
+"""Maximum number of rows with a noise estimate, and of rows among which neighbours are sought."""
 MIN_STD = 0.05
 """Smallest standard deviation of ``mu``: the samples of a state must differ."""
-AT_ONCE = 50  # states, whose distances to all others are in memory
+AT_ONCE = 50  # states; their distances to all others are in memory
 
 
 def mu_std(storage: ReplayStorage, action_std: float) -> float:
     """Chooses the standard deviation of ``mu`` for logged continuous actions.
 
-    The critic knows nothing of actions that nobody tried, so that samples of ``mu`` must not be
-    further from the data than the data's own noise.
+    The critic cannot evaluate actions far from the data, so the samples of ``mu`` must not spread
+    more than the data's own noise.
 
     Args:
         storage: the logged data.
-        action_std: that of the policy, the largest that is returned.
+        action_std: the policy's standard deviation, the upper limit of the result.
 
     Returns:
-        The noise of the data as :func:`action_noise` estimates it, in ``[MIN_STD, action_std]``;
-        ``action_std`` where there is no estimate.
+        The noise of the data by :func:`action_noise`, clipped to ``[MIN_STD, action_std]``;
+        ``action_std`` if there is no estimate.
     """
     noise = None if storage.spec.image else action_noise(storage)
     return action_std if noise is None else min(max(noise, MIN_STD), action_std)
@@ -34,12 +34,12 @@ def mu_std(storage: ReplayStorage, action_std: float) -> float:
 def action_noise(storage: ReplayStorage) -> float | None:
     """Estimates the standard deviation of the noise in logged continuous actions.
 
-    Two actions of a policy in nearly the same state differ by its noise: by twice its variance on
-    average. The estimate is half of the mean squared difference between the action of a state and
-    that of the nearest state of another episode (a Gamma test with one neighbour; Evans and
-    Jones, 2002), over all dimensions of the action. States are compared with each of their
-    dimensions divided by its standard deviation. Where states are sparse, the policy's change
-    between neighbours adds to the estimate.
+    Two actions of a policy in nearly the same state have a mean squared difference of twice the
+    noise's variance. So the variance is estimated as half of the mean squared difference between a
+    state's action and that of the nearest state of another episode, over all action dimensions (a
+    Gamma test with one neighbour; Evans and Jones, 2002). For the distance, each dimension of the
+    states is divided by its standard deviation. If states are sparse, the policy's change between
+    neighbours adds to the estimate.
 
     Args:
         storage: the logged data, with rows of vector observations.
@@ -64,7 +64,7 @@ def action_noise(storage: ReplayStorage) -> float | None:
     total, count = 0.0, 0
     states = random.permutation(len(slots))[:MAX_STATES]
     for some in np.split(states, range(AT_ONCE, len(states), AT_ONCE)):
-        # The squared distances, less the norms of `some`, which do not change their order.
+        # The squared distances without the norms of `some`, which do not affect the order.
         distances = squared_norms - 2 * obs[some] @ obs.T
         distances[episode_of[some, None] == episode_of] = np.inf
         nearest = distances.argmin(1)

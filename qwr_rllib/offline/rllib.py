@@ -1,4 +1,4 @@
-"""Reads RLlib's recorded output, which is unpickled where its columns are compressed."""
+"""Reader of RLlib's recorded output. Compressed columns are unpickled, so trust the source."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qwr_rllib.offline.episodes import Dataset, Episode, one_line
 
 
 def rllib_dataset(path: Path) -> Dataset:
-    """The data set in a file or in the files of a folder.
+    """Returns the data set in a file, or in the files of a folder.
 
     Raises:
-        ValueError: if there are other files or none.
+        ValueError: if the file is neither JSON nor Parquet, or the folder has no such files.
     """
     files = [path]
     if path.is_dir():
@@ -32,7 +32,7 @@ def rllib_dataset(path: Path) -> Dataset:
 
 
 def _episodes(path: Path, files: list[Path]) -> Iterator[Episode]:
-    """Episodes in the order of their first row; the fragments of one may be anywhere."""
+    """Yields episodes in the order of their first row; their fragments may be in any file."""
     rows: dict[Any, list[tuple]] = {}
     for file in files:
         for i, batch in enumerate(_batches(file)):
@@ -79,7 +79,7 @@ def _batches(file: Path) -> Iterator[SampleBatch]:
 
 
 def _rows(where: str, batch: SampleBatch) -> Iterator[tuple[Any, tuple]]:
-    """Yields of each row its episode and (t, obs, next obs, action, reward, mu, two flags)."""
+    """Yields each row's episode and (t, obs, next obs, action, reward, mu, two flags)."""
     needed = (
         SampleBatch.OBS, SampleBatch.ACTIONS, SampleBatch.REWARDS,
         SampleBatch.TERMINATEDS, SampleBatch.EPS_ID,

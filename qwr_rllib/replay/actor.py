@@ -1,4 +1,4 @@
-"""The replay as a Ray actor: the store of record that the rollout workers fill."""
+"""The replay as a Ray actor: the store of record, which the rollout workers fill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qwr_rllib.replay.fragments import Fragment, Refusal, RefusedFragmentError
 from qwr_rllib.replay.storage import Changes, ReplayStorage
 from qwr_rllib.specs import Spec
 
-# What a replay counts beside its rows; kept in its arrays, which a successor and a checkpoint take.
+# Further counters of a replay; its arrays contain them, for a successor and for checkpoints.
 COUNTS = ("num_rows_refused_lifetime", "num_rows_repeated_lifetime")
 
 
@@ -22,32 +22,32 @@ class Receipt:
 
     num_rows_stored: int
     refusals: list[str]
-    """One line for each run of refused rows: worker, episode, what is wrong, time steps."""
+    """One line for each run of refused rows: worker, episode, reason, time steps."""
     blocked_s: float = 0.0
-    """Seconds that the worker waited for this."""
+    """Seconds that the worker waited for the receipt."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """All that the learner's side takes from the replay at one moment."""
+    """What the learner's process needs from the replay, all of one version of the store."""
 
     changes: Changes
     outline: dict[str, np.ndarray]
-    """See :meth:`ReplayStorage.outline`; with :data:`COUNTS`."""
+    """See :meth:`ReplayStorage.outline`; includes :data:`COUNTS`."""
     metrics: dict[str, int]
 
 
 class Replay:
-    """A :class:`~qwr_rllib.replay.storage.ReplayStorage` as the actor's methods."""
+    """The class of the actor, around a :class:`~qwr_rllib.replay.storage.ReplayStorage`."""
 
     def __init__(self, spec: Spec, capacity: int) -> None:
         self._storage = ReplayStorage(spec, capacity)
         self._counts = dict.fromkeys(COUNTS, 0)
 
     def add(self, fragments: Sequence[Fragment], worker: int = 0) -> Receipt:
-        """Stores fragments; their bad rows are refused and the others stored.
+        """Stores the good rows of fragments and refuses the bad ones.
 
-        Rows that are stored already are not stored twice, but counted as repeated.
+        Rows that are already stored are counted as repeated and not stored again.
         """
         stored, refusals = 0, []
         for fragment in fragments:
@@ -64,17 +64,17 @@ class Replay:
         return Receipt(stored, refusals)
 
     def update(self, uid: int, since: int) -> Update:
-        """Collects what a copy of version ``since`` of the store ``uid`` lacks, and its outline."""
+        """Returns the outline, and the changes for a copy of version ``since`` of store ``uid``."""
         changes = self._storage.changes(uid, since)
         outline = self._storage.outline() | self._count_arrays()
         return Update(changes, outline, self.metrics())
 
     def node_id(self) -> str:
-        """The node that this runs on."""
+        """Returns the id of the actor's node."""
         return ray.get_runtime_context().get_node_id()
 
     def metrics(self) -> dict[str, int]:
-        """The ``replay/`` results; rows are environment steps."""
+        """Returns the ``replay/`` results; rows are environment steps."""
         return {
             "num_rows": self._storage.num_rows,
             "num_episodes": self._storage.num_episodes,
@@ -84,14 +84,14 @@ class Replay:
         }
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """See :meth:`ReplayStorage.state_arrays`; with :data:`COUNTS`."""
+        """Returns :meth:`ReplayStorage.state_arrays` and the counters :data:`COUNTS`."""
         return self._storage.state_arrays() | self._count_arrays()
 
     def _count_arrays(self) -> dict[str, np.ndarray]:
         return {name: np.array(count) for name, count in self._counts.items()}
 
     def load(self, arrays: dict[str, np.ndarray]) -> None:
-        """Takes what :meth:`state_arrays` gave, counts that it lacks as 0.
+        """Loads the arrays of :meth:`state_arrays`; missing counters become 0.
 
         Raises:
             ValueError: see :meth:`ReplayStorage.load`.
@@ -100,5 +100,5 @@ class Replay:
         self._counts = {name: int(arrays.get(name, 0)) for name in COUNTS}
 
 
-# It takes no CPU of its own: declared ones would not fit a trial's placement group.
+# Declares no CPU, because it would not fit into a trial's placement group.
 ReplayActor = ray.remote(num_cpus=0)(Replay)

@@ -1,10 +1,10 @@
-"""Keeps a replay actor alive: a dead one is replaced by one that holds what it held.
+"""A client of a replay actor that replaces a dead actor by one with the same rows.
 
-A row is *acknowledged* when the learner's view has it: the view is the second copy. Until then
-its rollout worker keeps it (see :mod:`qwr_rllib.sampling.worker`). So a new actor takes the view's
-rows, and the workers send theirs again; a repeated row is not stored twice. Rows are lost only when
-the actor and a worker die within the same iteration: this worker's rows of that iteration, which
-were never counted and are collected anew.
+A row is *acknowledged* when the learner's view, the second copy, has it. Until then, its rollout
+worker keeps it (see :mod:`qwr_rllib.sampling.worker`). So a new actor loads the view's rows, and
+the workers send theirs again; a repeated row is not stored twice. Rows are lost only if the actor
+and a worker die within the same iteration: this worker's rows of that iteration, which
+were not counted yet and are collected anew.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ MAX_RESTARTS_IN_A_ROW = 3
 
 
 class ReplayClient:
-    """Calls a replay actor, and replaces it by one that has its rows when it dies.
+    """A client that calls a replay actor, and replaces it by one with its rows if it dies.
 
     Args:
-        start: makes an empty replay actor.
-        view: the learner's copy.
-        resend: has the rollout workers send the given actor what the view may lack.
+        start: starts an empty replay actor.
+        view: the learner's copy of the replay.
+        resend: makes the rollout workers send the given actor the rows that the view may lack.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ReplayClient:
         self.num_restarts = 0
 
     def call(self, method: str, *args: Any) -> Any:
-        """Calls a method of the actor and waits; a successor is asked if it is dead."""
+        """Calls a method of the actor and waits; if the actor is dead, calls its successor."""
         while True:
             actor = self.actor
             try:
@@ -64,7 +64,7 @@ class ReplayClient:
         """Brings the view up to date.
 
         Returns:
-            The slots of new rows (see :meth:`ReplayView.update`) and the replay's metrics.
+            The slots of new rows (see :meth:`ReplayView.update`), and the replay's metrics.
         """
         update: Update = self.call("update", self.view.uid, self.view.version)
         new = self.view.update(update.changes)
@@ -73,7 +73,7 @@ class ReplayClient:
         return new, update.metrics | {"num_restarts_lifetime": self.num_restarts}
 
     def replace(self, actor: ActorHandle, reason: str) -> None:
-        """Puts a successor in the place of ``actor``, unless it has one already.
+        """Replaces ``actor`` by a successor, unless this was done before.
 
         Raises:
             RuntimeError: if successors keep dying.
@@ -89,7 +89,7 @@ class ReplayClient:
         self.num_restarts += 1
         first_line = reason.partition("\n")[0]
         logger.warning("The replay actor is lost, starting another one: %s", first_line)
-        # It may live and only be out of reach: two stores of record must not be.
+        # The actor may be alive but out of reach; there must not be two stores of record.
         ray.kill(actor)
         self.actor = self._start()
         try:
@@ -104,5 +104,5 @@ class ReplayClient:
         logger.warning("The new replay actor has the %d rows of the view.", self.view.num_rows)
 
     def stop(self) -> None:
-        """Ends the actor."""
+        """Stops the actor."""
         ray.kill(self.actor)

@@ -1,6 +1,6 @@
-"""Fragments, the unit that the replay stores: what they are, their making and their checks.
+"""Fragments, the unit that the replay stores: their contents, making and checks.
 
-Knows numpy only.
+Imports neither torch nor Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from qwr_rllib.specs import Spec
 
 
 class RefusedFragmentError(ValueError):
-    """A fragment that cannot be stored; the message says what is wrong with it."""
+    """Raised if a fragment cannot be stored; the message states what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -22,37 +22,39 @@ class Fragment:
     """``k`` consecutive steps of one episode, as a rollout worker collected them."""
 
     episode: int
-    """Unique over all workers."""
+    """Number of the episode, unique over all workers."""
     start: int
-    """The episode's time step of the first row: joins fragments, tells a gap or a repeat."""
+    """Time step of the first row in the episode; shows whether rows are missing or repeated."""
     obs: np.ndarray
-    """``(k + 1, ...)``: raw observations, of a stack the newest frame; ``(k, ...)`` where the
-    episode terminated."""
+    """``(k + 1, ...)``, or ``(k, ...)`` if the episode terminated: raw observations; of a stack of
+    frames, the newest."""
     action_dist_inputs: np.ndarray
-    """``(k + 1, m)`` or ``(k, m)``: the parameters of ``mu`` in those states."""
+    """``(k + 1, m)`` or ``(k, m)``: parameters of ``mu`` in these states."""
     actions: np.ndarray
     """``(k, ...)``."""
     rewards: np.ndarray
     """``(k,)``."""
     terminated: bool
-    """The last row led to a terminal state, whose value is 0."""
+    """Whether the last row led to a terminal state, whose value is 0."""
     done: bool
-    """The episode is over: terminated, or cut by a time limit."""
+    """Whether the episode is over: terminated, or cut by a time limit."""
     context: np.ndarray | None = None
-    """``(c, ...)``: the frames before the first row, oldest first, where they are stacked."""
+    """``(c, ...)``, if observations are stacks: the frames before the first row, oldest first."""
     policy_version: int | np.ndarray = 0
-    """Actor updates that the acting policy had had; a number or ``(k,)``."""
+    """Number of actor updates of the acting policy; one number or ``(k,)``."""
 
     def __len__(self) -> int:
         return len(self.rewards)
 
     def part(self, start: int, stop: int, frame_stack: int) -> Fragment:
-        """Rows ``start`` to ``stop`` with the state after them; cut there unless it is the end.
+        """Returns the rows from ``start`` up to ``stop``, with the state after them.
+
+        The part's trajectory is cut at ``stop``, unless this is the fragment's end.
 
         Args:
-            start: of the part, counted from the fragment's first row.
+            start: the part's first row, counted from the fragment's first row.
             stop: the row after the part's last.
-            frame_stack: frames of an observation, of which the part needs the older ones.
+            frame_stack: frames per observation; the older ones become the part's context.
         """
         last = stop == len(self)
         terminated = last and self.terminated
@@ -89,18 +91,18 @@ def make_fragment(
     done: bool,
     reward_clip: float | None,
 ) -> Fragment:
-    """Makes a fragment of whole observations: clips the rewards and splits stacks into frames.
+    """Makes a fragment from whole observations: clips rewards and splits stacks into frames.
 
     Args:
         spec: shapes of the columns.
-        episode: as in :class:`Fragment`, like all that follows.
+        episode: unique number of the episode.
         start: time step of the first row.
-        obs: ``(k + 1, *obs_shape)``, or ``(k, *obs_shape)`` where the episode terminated.
+        obs: ``(k + 1, *obs_shape)``, or ``(k, *obs_shape)`` if the episode terminated.
         action_dist_inputs: ``(k + 1, m)`` or ``(k, m)``.
         actions: ``(k, ...)``.
         rewards: ``(k,)``.
-        terminated: True if the last row led to a terminal state.
-        done: True if the episode is over.
+        terminated: whether the last row led to a terminal state.
+        done: whether the episode is over.
         reward_clip: the largest absolute reward that is kept; ``None`` keeps all.
 
     Raises:
@@ -108,7 +110,7 @@ def make_fragment(
     """
     context = None
     if spec.frame_stack > 1:
-        # A NaN in a frame is no reason: the replay refuses the rows that it spoils.
+        # A NaN is ignored here: the replay refuses its rows later.
         if not np.array_equal(obs[1:, :-1], obs[:-1, 1:], equal_nan=True):
             raise ValueError(
                 f"frame_stack is {spec.frame_stack}, but the observations are not stacks of the "
@@ -145,21 +147,21 @@ def split_steps(
     dist_inputs: Callable[[np.ndarray], np.ndarray],
     reward_clip: float | None = None,
 ) -> list[Fragment]:
-    """Splits ``k`` steps into one fragment for each run of consecutive steps of an episode.
+    """Splits ``k`` steps into fragments, one for each run of an episode's consecutive steps.
 
     Args:
         spec: shapes of the columns.
-        episodes: ``(k,)``, unique numbers of the episodes.
+        episodes: ``(k,)``, unique number of each step's episode.
         times: ``(k,)``, each step's number in its episode.
         obs: ``(k, *obs_shape)``, raw observations, whole stacks of frames.
-        next_obs: ``(k, *obs_shape)``, those after each step.
+        next_obs: ``(k, *obs_shape)``, observations after each step.
         action_dist_inputs: ``(k, m)``, parameters of ``mu``.
-        actions: ``(k, ...)``
-        rewards: ``(k,)``
-        terminated: ``(k,)``; what follows in the same episode is a trajectory of its own.
-        truncated: ``(k,)``
-        dist_inputs: ``mu``'s parameters ``(j, m)`` in observations ``(j, *obs_shape)``, for the
-            state after an unfinished or cut fragment.
+        actions: ``(k, ...)``.
+        rewards: ``(k,)``.
+        terminated: ``(k,)``; later steps of the same episode are a trajectory of their own.
+        truncated: ``(k,)``.
+        dist_inputs: computes ``mu``'s parameters ``(j, m)`` in observations ``(j, *obs_shape)``,
+            for the state after an unfinished or cut fragment.
         reward_clip: the largest absolute reward that is kept; ``None`` keeps all.
 
     Raises:
@@ -201,12 +203,12 @@ class Refusal:
 
     num_rows: int
     message: str
-    """The reason, and the time steps of the rows."""
+    """The reason and the time steps of the rows."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A bad value, and the rows that it spoils; they may lie beyond the fragment."""
+    """A bad value and the rows that it makes unusable; these may lie outside the fragment."""
 
     first_row: int
     last_row: int
@@ -214,10 +216,10 @@ class Fault:
 
 
 def check_form(fragment: Fragment, spec: Spec, capacity: int) -> None:
-    """Checks what concerns the fragment as a whole: its length, shapes and dtypes.
+    """Checks a fragment's length, shapes and dtypes.
 
     Raises:
-        RefusedFragmentError: naming the column, what it has and what is allowed.
+        RefusedFragmentError: naming the column, its shape or dtype and what is allowed.
     """
     rows = len(fragment)
     if not 1 <= rows <= capacity:
@@ -244,19 +246,19 @@ def check_form(fragment: Fragment, spec: Spec, capacity: int) -> None:
 
 
 def faults(fragment: Fragment, spec: Spec) -> Iterator[Fault]:
-    """The bad values of a fragment whose form is right, column by column."""
+    """Yields the bad values of a fragment that passed :func:`check_form`, column by column."""
     frames, before = fragment.obs, 0
     if fragment.context is not None:
         frames, before = np.concatenate([fragment.context, frames]), len(fragment.context)
-    # A bad frame is part of the states up to when it leaves the stack. A bad state spoils the
-    # row of the action taken there and the row that led to it.
+    # A bad frame is part of all states until it leaves the stack. A bad state makes two rows
+    # unusable: the row of its action and the row that led to it.
     for name, values, offset, first, last in (
         ("obs", frames, -before, -1, spec.frame_stack - 1),
         ("action_dist_inputs", fragment.action_dist_inputs, 0, -1, 0),
         ("actions", fragment.actions, 0, 0, 0),
         ("rewards", fragment.rewards, 0, 0, 0),
     ):
-        with np.errstate(over="ignore"):  # what is beyond float32 is infinite there
+        with np.errstate(over="ignore"):  # values too large for float32 become infinite
             finite = np.isfinite(values.astype(spec.columns[name][1]))
         for i in np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1)).tolist():
             row = i + offset

@@ -1,4 +1,4 @@
-"""Memory layout of the replay's store: columns and slots. Knows numpy only."""
+"""Memory layout of the replay's store: columns and slots. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ class Slot(IntEnum):
 
 
 def num_slots(capacity: int) -> int:
-    """Slots for ``capacity`` rows and for the tails and contexts of their trajectories."""
+    """Returns the slots for ``capacity`` rows, and the tails and contexts of their trajectories."""
     return capacity + max(64, capacity // 16)
 
 
 def all_columns(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each column of a store: those of the spec and the store's own."""
+    """Returns shape and dtype of each column of a store: those of the spec and internal ones."""
     return spec.columns | {
         "kind": ((), np.dtype("int8")),
-        # Slots of the state after and before; at an end, the slot itself.
+        # Slots of the next and the previous state; at an end, the slot itself.
         "next": ((), np.dtype("int32")),
         "prev": ((), np.dtype("int32")),
-        "inserted": ((), np.dtype("int64")),  # how many rows were inserted before this one, ever
+        "inserted": ((), np.dtype("int64")),  # number of rows ever inserted before this one
         "policy_version": ((), np.dtype("int32")),  # actor updates of the policy that collected it
     }
 
 
 def memory_bytes(spec: Spec, capacity: int) -> int:
-    """Computes the bytes that a store of this capacity allocates."""
+    """Returns the bytes that a store of this capacity allocates."""
     row = sum(
         int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         for shape, dtype in all_columns(spec).values()

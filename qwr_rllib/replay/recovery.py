@@ -1,4 +1,4 @@
-"""A store again from the learner's copy of it. Knows torch and numpy only."""
+"""Recovery of a store from the learner's copy of it. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from qwr_rllib.replay.replica import ReplayView
 
 
 def store_arrays(view: ReplayView, outline: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Makes the arrays of :meth:`ReplayStorage.state_arrays` out of a view of the store.
+    """Makes the arrays of :meth:`ReplayStorage.state_arrays` from a view of the store.
 
     Args:
         view: the copy.
-        outline: :meth:`ReplayStorage.outline` of the same version of the store.
+        outline: see :meth:`ReplayStorage.outline`, of the same version of the store.
 
     Returns:
-        The arrays that :meth:`ReplayStorage.load` takes. Only the order in which free slots will
-        be used may differ from the lost store's.
+        The argument of :meth:`ReplayStorage.load`. Only the order in which free slots will be
+        used may differ from the lost store's.
     """
     kind = view.kind.cpu().numpy()
     slots = np.flatnonzero(kind != Slot.FREE)
@@ -43,7 +43,7 @@ def store_arrays(view: ReplayView, outline: Mapping[str, np.ndarray]) -> dict[st
 
 
 def _trajectory_slots(view: ReplayView, outline: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Slots of context and rows of all trajectories, one trajectory after the other, in order."""
+    """Returns the slots of context and rows of each trajectory in turn, in order of time."""
     following, preceding = view.next.cpu().numpy(), view.prev.cpu().numpy()
     first = outline["first_slots"]
     contexts, lengths = outline["trajectories"][:, 2], outline["trajectories"][:, 3]
@@ -62,7 +62,7 @@ def _follow(
     starts: np.ndarray,
     direction: int,
 ) -> None:
-    """Writes the slots on chains of these lengths, all chains at once, a link at a time."""
+    """Writes the slots along chains of these lengths, one link of all chains at a time."""
     for step in range(lengths.max(initial=0)):
         alive = lengths > step
         starts, lengths, current = starts[alive], lengths[alive], current[alive]

@@ -1,4 +1,4 @@
-"""The learner's copy of the replay, on the learner's device. Knows torch and numpy only."""
+"""The learner's copy of the replay, on the learner's device. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from qwr_rllib.specs import Spec
 
 
 class Slices(NamedTuple):
-    """``T`` consecutive steps from each start; each column ``(N, T)``.
+    """``T`` consecutive steps from each of ``N`` rows; each column is ``(N, T)``.
 
-    Behind the end of a trajectory a slice repeats its last row; ``continues`` is 0 there, so
-    that nothing of it reaches a target.
+    After the end of a trajectory, a slice repeats its last row. ``continues`` is 0 there, so that
+    the repeated rows do not affect a target.
     """
 
     next_slots: Tensor
-    """Slot of the state after each step (the row's own where the episode terminated)."""
+    """Slot of the state after each step; the row's own slot if the episode terminated."""
     rewards: Tensor
     nonterminals: Tensor
-    """1, or 0 where the episode terminated at this step."""
+    """1, or 0 if the episode terminated at this step."""
     continues: Tensor
-    """1, or 0 where the trajectory ends (terminated or cut) after this step."""
+    """1, or 0 if the trajectory ends (terminated or cut) after this step."""
 
 
 class ReplayView:
-    """Mirrors a :class:`~qwr_rllib.replay.storage.ReplayStorage` slot by slot.
+    """A copy of a :class:`~qwr_rllib.replay.storage.ReplayStorage`, slot by slot.
 
     Args:
-        spec: that of the storage.
-        capacity: that of the storage.
-        device: where the columns live and are sampled.
+        spec: the storage's.
+        capacity: the storage's.
+        device: device of the columns, on which they are sampled.
 
     Raises:
         ValueError: if the columns do not fit the memory of a GPU.
@@ -58,7 +58,7 @@ class ReplayView:
                 f"replay_capacity must fit the memory of {self.device}: {capacity} rows of "
                 f"{spec.obs_shape} observations take {needed:.1f} GB there"
             ) from error
-        # int64 slots index without conversion in the learner's loops.
+        # int64, so that the learner's loops index without conversion.
         self.next = torch.zeros(self.num_slots, dtype=torch.int64, device=self.device)
         self.prev = torch.zeros_like(self.next)
         self.kind = torch.zeros(self.num_slots, dtype=torch.int8, device=self.device)
@@ -71,7 +71,7 @@ class ReplayView:
 
     @property
     def num_rows(self) -> int:
-        """Rows that can be sampled."""
+        """Number of rows that can be sampled."""
         return len(self.rows)
 
     @property
@@ -85,13 +85,13 @@ class ReplayView:
         """Brings the copy up to date.
 
         Returns:
-            The slots of the rows that no update brought before, ``(k,)``: each row counts
-            once into the observation statistics, also when a whole store is loaded again.
+            The slots of the rows that are new to this copy, ``(k,)``. A row is new only once, also
+            if a whole store is loaded again, so that the observation statistics count it once.
         """
         if changes.reset:
             self.kind.fill_(Slot.FREE)
 
-        # Copied: arrays out of Ray's object store are read-only.
+        # Copies, because arrays from Ray's object store are read-only.
         def tensor(array: np.ndarray) -> Tensor:
             return torch.tensor(array, device=self.device)
 
@@ -110,12 +110,12 @@ class ReplayView:
         inserted = changes.columns["inserted"]
         new = rows & (inserted >= self.num_inserted_seen)
         if changes.reset or new.any():
-            # A reset may go back, to a store from an older checkpoint.
+            # A reset may lower the number: the store may be from an older checkpoint.
             self.num_inserted_seen = int(inserted[rows].max(initial=-1)) + 1
         return slots[tensor(new)]
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Slots of ``count`` rows, uniformly with replacement, ``(count,)``.
+        """Samples slots ``(count,)`` of rows, uniformly with replacement.
 
         Raises:
             ValueError: if the view is empty.
@@ -126,16 +126,16 @@ class ReplayView:
         return self.rows[chosen]
 
     def frames(self, slots: Tensor) -> Tensor:
-        """Slots of the frames ``(..., frame_stack)`` of the states in ``slots``, newest last."""
+        """Returns slots ``(..., frame_stack)`` of the states' frames, newest last."""
         frames = [slots]
         for _ in range(self.spec.frame_stack - 1):
             frames.append(self.prev[frames[-1]])
         return torch.stack(frames[::-1], -1)
 
     def observations(self, slots: Tensor) -> Tensor:
-        """Raw observations ``(..., *obs_shape)`` of the states in ``slots`` ``(...)``.
+        """Returns raw observations ``(..., *obs_shape)`` of the states in ``slots`` ``(...)``.
 
-        Frames are stacked here, the newest last.
+        Stacks the frames, newest last.
         """
         return self.columns["obs"][self.frames(slots) if self.spec.frame_stack > 1 else slots]
 
@@ -156,15 +156,15 @@ class ReplayView:
 
 
 class TransitionView:
-    """Single transitions in the form of a :class:`ReplayView`: the learner's losses take both.
+    """Single transitions with the interface of a :class:`ReplayView`, for the learner's losses.
 
     State ``i`` is in slot ``i``, the state after it in slot ``N + i``.
 
     Args:
         spec: shapes of the columns.
-        columns: ``obs`` and ``action_dist_inputs`` of the ``N`` states and then of the ``N`` after
-            them, ``(2 N, ...)``, observations as whole stacks; ``actions``, ``rewards`` and
-            ``terminateds``, ``(N, ...)``.
+        columns: ``obs`` (whole stacks) and ``action_dist_inputs``, ``(2 N, ...)``, of the ``N``
+            states and then of the ``N`` next states; ``actions``, ``rewards`` and ``terminateds``,
+            ``(N, ...)``.
     """
 
     def __init__(self, spec: Spec, columns: dict[str, Tensor]) -> None:
@@ -178,16 +178,16 @@ class TransitionView:
             self.columns["obs"] = columns["obs"].reshape(-1, *spec.frame_shape)
 
     def frames(self, slots: Tensor) -> Tensor:
-        """As :meth:`ReplayView.frames`."""
+        """See :meth:`ReplayView.frames`."""
         n = self.spec.frame_stack
         return slots.unsqueeze(-1) * n + torch.arange(n, device=self.device)
 
     def observations(self, slots: Tensor) -> Tensor:
-        """As :meth:`ReplayView.observations`."""
+        """See :meth:`ReplayView.observations`."""
         return self.columns["obs"][self.frames(slots) if self.spec.frame_stack > 1 else slots]
 
     def slices(self, starts: Tensor, length: int) -> Slices:
-        """As :meth:`ReplayView.slices`, of trajectories that are one step long."""
+        """See :meth:`ReplayView.slices`; each trajectory is one step long."""
 
         def repeated(column: Tensor) -> Tensor:
             return column[starts].unsqueeze(1).expand(-1, length)

@@ -1,4 +1,4 @@
-"""The arrays that a store of the replay is written as, and their checks. Knows numpy only."""
+"""Checks of the arrays of a saved store. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from qwr_rllib.replay.layout import Slot, all_columns, num_slots
 from qwr_rllib.specs import Spec
 
-# The dimensions of what a store has beside its columns, see `ReplayStorage.state_arrays`.
+# Dimensions of the arrays other than columns, see `ReplayStorage.state_arrays`.
 _INDEX_ARRAYS = {"counters": 1, "slots": 1, "free": 1, "trajectories": 2, "trajectory_slots": 1}
 
 
 def check_arrays(spec: Spec, arrays: Mapping[str, Any]) -> None:
-    """Checks what :meth:`ReplayStorage.load` is to take.
+    """Checks the argument of :meth:`ReplayStorage.load`.
 
     Raises:
         ValueError: if an array is missing, has another shape or dtype, or contradicts the others.

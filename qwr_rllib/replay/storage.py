@@ -1,14 +1,14 @@
-"""The replay's store: whole trajectories in preallocated columns. Knows numpy only.
+"""The replay's store: whole trajectories in preallocated columns. Imports neither torch nor Ray.
 
-A *row* is one environment step. Rows live in *slots* of the columns, anywhere in them: a row
-points to the slot of the state after it, so the fragments of an episode join whatever arrived
-in between, and evicting a trajectory just frees its slots. The state after the last row of an
-unfinished or cut trajectory needs its observation and its ``mu`` for bootstrapping; it has a
-slot too, the trajectory's *tail*, which becomes an ordinary row when the episode goes on.
+A *row* is one environment step. It is stored in any free *slot* of the columns, and points to the
+slot of the next state. So an episode's fragments can be stored apart, and to evict a trajectory is
+to free its slots. Bootstrapping needs the observation and ``mu`` of the state after the last row of
+an unfinished or cut trajectory. This state has a slot too, the trajectory's *tail*, which becomes
+a row when the episode continues.
 
-Where observations are stacks of frames, a slot keeps the newest frame and points to the slot of
-the state before, which has the next older one. A trajectory that begins in the middle of an episode
-brings the frames before it, its *context*, in slots of their own.
+If observations are stacks of frames, a slot keeps the newest frame and points to the slot of the
+previous state, which has the next older frame. A trajectory that begins in the middle of an episode
+stores the frames before it, its *context*, in slots of their own.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from qwr_rllib.specs import Spec
 
 @dataclass(frozen=True)
 class Changes:
-    """Everything that a copy of the store lacks."""
+    """The changes of the store since the version of a copy."""
 
     uid: int
     version: int
     reset: bool
-    """The copy must be emptied first."""
+    """Whether the copy must be emptied first."""
     slots: np.ndarray
     columns: dict[str, np.ndarray]
-    """The stored columns of these slots, with ``kind``, ``next`` and the other own ones."""
+    """All columns of these slots, see :func:`~qwr_rllib.replay.layout.all_columns`."""
 
 
 @dataclass
@@ -53,20 +53,20 @@ class _Trajectory:
     """Slots of the frames before the first row."""
     slots: np.ndarray
     tail: int
-    """Slot of the state after the last row, or -1 where the episode terminated."""
+    """Slot of the state after the last row, or -1 if the episode terminated."""
     next_t: int
     closed: bool
-    """No row can follow: the episode is over, or a gap came."""
+    """Whether no row can follow: the episode is over, or rows are missing."""
 
 
 class ReplayStorage:
-    """Holds the last ``capacity`` rows, in whole trajectories.
+    """A store of at most ``capacity`` rows, in whole trajectories.
 
     Args:
         spec: shapes and dtypes of the columns.
-        capacity: rows kept; the oldest trajectories leave first, whole. A trajectory that has a
-            tenth of the capacity is cut and goes on as a new one, so that an environment without
-            time limit does not lose everything at once.
+        capacity: maximum number of rows; the oldest trajectories are evicted first, as a whole. A
+            trajectory that reaches a tenth of the capacity is cut and continues as a new one, so
+            that a long episode is not evicted all at once.
     """
 
     def __init__(self, spec: Spec, capacity: int) -> None:
@@ -94,27 +94,27 @@ class ReplayStorage:
         self._num_free = self.num_slots
         self._trajectories: dict[int, _Trajectory] = {}  # oldest first
         self._next_key = 0
-        self._latest: dict[int, int] = {}  # episode to the key of its last trajectory
+        self._latest: dict[int, int] = {}  # from episode to the key of its last trajectory
 
     @property
     def num_episodes(self) -> int:
-        """Trajectories held, unfinished ones included."""
+        """Number of trajectories held, with unfinished ones."""
         return len(self._trajectories)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes allocated for the columns, used or not."""
+        """Bytes allocated for the columns, used or unused."""
         return sum(column.nbytes for column in self.columns.values()) + self._stamps.nbytes
 
     def add(self, fragment: Fragment) -> int:
-        """Stores a fragment and returns how many new rows it had.
+        """Stores a fragment and returns the number of new rows.
 
-        It continues its episode's trajectory where it starts at that one's end; rows that are
-        stored already are left out, and after a gap a new trajectory begins.
+        A fragment continues its episode's trajectory. Rows that are already stored are skipped. If
+        rows are missing in between, a new trajectory begins.
 
         Raises:
-            RefusedFragmentError: if a column has a wrong shape or dtype, or values that are not
-                finite or not actions, or if it has more rows than the capacity.
+            RefusedFragmentError: if a column has a wrong shape or dtype, values that are not
+                finite or invalid actions, or if the fragment has no rows or more than the capacity.
         """
         check_form(fragment, self.spec, self.capacity)
         for fault in faults(fragment, self.spec):
@@ -122,20 +122,20 @@ class ReplayStorage:
         return self._store(fragment)
 
     def add_intact(self, fragment: Fragment) -> tuple[int, list[Refusal]]:
-        """Stores a fragment but for its bad rows: :meth:`add` for the rows between them.
+        """Stores a fragment without its bad rows, as :meth:`add` stores the rows between them.
 
         A trajectory ends before a bad row, and another begins after it. A row whose next state is
-        bad is bad too, as its return cannot go on from there.
+        bad is bad too, because its return cannot bootstrap from that state.
 
         Returns:
-            How many new rows were stored, and what was not: one refusal for each run of rows.
+            The number of new rows, and one refusal for each run of bad rows.
 
         Raises:
-            RefusedFragmentError: if a column has a wrong shape or dtype, or if the fragment has
-                more rows than the capacity: there is no telling its rows apart.
+            RefusedFragmentError: if a column has a wrong shape or dtype, or if the fragment has no
+                rows or more than the capacity; nothing is stored then.
         """
         check_form(fragment, self.spec, self.capacity)
-        reasons: dict[int, str] = {}  # of the bad rows
+        reasons: dict[int, str] = {}  # by bad row
         for fault in faults(fragment, self.spec):
             for row in range(max(0, fault.first_row), min(fault.last_row + 1, len(fragment))):
                 reasons.setdefault(row, fault.message)
@@ -154,7 +154,7 @@ class ReplayStorage:
         return stored, refusals
 
     def _store(self, fragment: Fragment) -> int:
-        """:meth:`add` without its checks."""
+        """Stores a fragment without checks; see :meth:`add`."""
         self.version += 1
         known = 0
         latest = self._trajectories.get(self._latest.get(fragment.episode, -1))
@@ -169,7 +169,7 @@ class ReplayStorage:
         return len(fragment) - known
 
     def _append(self, fragment: Fragment, first: int) -> int:
-        """Appends rows from ``first`` to one trajectory, as many as it may take."""
+        """Appends as many rows from ``first`` as fit to one trajectory; returns their number."""
         key = self._latest.get(fragment.episode)
         held = 0
         if key is not None:
@@ -180,7 +180,7 @@ class ReplayStorage:
         needed = count + self.spec.frame_stack
         while self.num_rows + count > self.capacity or self._num_free < needed:
             self._evict()
-        if key not in self._trajectories:  # none to continue, or it was just evicted
+        if key not in self._trajectories:  # nothing to continue, or just evicted
             key = self._begin(fragment, first)
         assert key is not None
         trajectory = self._trajectories[key]
@@ -262,14 +262,14 @@ class ReplayStorage:
         self._num_free += len(slots)
 
     def trajectories(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields the episode of each trajectory and the slots of its rows, step by step."""
+        """Yields each trajectory's episode and the slots of its rows, in order of time."""
         for each in self._trajectories.values():
             yield each.episode, each.slots
 
     def changes(self, uid: int = 0, since: int = -1) -> Changes:
-        """Collects what a copy lacks that has version ``since`` of the store ``uid``.
+        """Returns the changes for a copy that has version ``since`` of the store ``uid``.
 
-        A copy of another store (or a new one) gets everything, to be loaded after a reset.
+        A new copy, or one of another store, gets everything, with ``reset``.
         """
         reset = uid != self.uid or since > self.version
         if reset:
@@ -280,11 +280,11 @@ class ReplayStorage:
         return Changes(self.uid, self.version, reset, slots, columns)
 
     def outline(self) -> dict[str, np.ndarray]:
-        """Describes the trajectories: with it a copy of the columns becomes a store again.
+        """Describes the trajectories, so that a copy of the columns can become a store again.
 
         ``trajectories`` and ``counters`` are those of :meth:`state_arrays`; ``first_slots`` has
-        the slot of each trajectory's first row, from which ``next`` leads to the others and
-        ``prev`` to the context.
+        the slot of each trajectory's first row. From there, the column ``next`` leads to the other
+        rows and ``prev`` to the context.
         """
         table = [
             (
@@ -306,7 +306,7 @@ class ReplayStorage:
         }
 
     def state_arrays(self) -> dict[str, np.ndarray]:
-        """The whole store as plain arrays, for ``numpy.savez``; :meth:`load` takes them back."""
+        """Returns the whole store as arrays, for ``numpy.savez`` and :meth:`load`."""
         slots = np.flatnonzero(self.columns["kind"] != Slot.FREE)
         held = self._trajectories.values()
         empty = np.zeros(0, np.int64)
@@ -323,9 +323,9 @@ class ReplayStorage:
         }
 
     def load(self, arrays: Mapping[str, Any]) -> None:
-        """Takes the place of everything held by what :meth:`state_arrays` gave.
+        """Replaces everything held by the arrays of :meth:`state_arrays`.
 
-        With another capacity than the saved store had, the newest rows that fit are kept.
+        If the saved store had another capacity, keeps the newest rows that fit.
 
         Raises:
             ValueError: if an array is missing, has another shape or dtype, or contradicts the

@@ -1,1 +1,1 @@
-"""Faster paths of the same numbers: gradients by hand, compiled kernels, threads."""
+"""Faster ways to the same numbers: handwritten gradients, compiled kernels, threads."""

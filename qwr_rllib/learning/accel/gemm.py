@@ -1,11 +1,11 @@
-"""Matrix products by oneDNN on x86 processors. Knows torch only.
+"""Matrix products by oneDNN on x86 processors.
 
-PyTorch multiplies float32 matrices with MKL. On AMD's processors MKL computes at less than half of
-their speed, and its results depend on where thin matrices lie in memory, so that one seed gives
-different weights from run to run. oneDNN, which PyTorch has for convolutions and for its compiler,
-does neither; it adds a layer's bias on the way. On Intel's processors MKL can be a quarter faster
-(``benchmarks/results/acceleration.json``). The choice follows from the processor alone: a
-measurement would let other work on the machine change a seed's numbers.
+PyTorch multiplies float32 matrices with MKL. On AMD's processors MKL reaches less than half of
+their speed, and its results depend on the memory addresses of thin matrices, so that the same seed
+gives different weights from run to run. oneDNN, which PyTorch includes for convolutions and its
+compiler, has neither problem, and adds a layer's bias in the same pass. On Intel's processors MKL
+can be a quarter faster (``benchmarks/results/acceleration.json``). The processor type alone decides
+which library is used: with a measurement, other programs could change a seed's numbers.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ import torch
 from torch import Tensor
 
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-"""True if products are oneDNN's. On other processors PyTorch's own library is the better one."""
+"""Whether oneDNN computes the products. On other processors PyTorch's own library is faster."""
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right`` of ``(m, k)`` and ``(k, n)``, which may be transposed views."""
+    """Returns ``left @ right`` for ``(m, k)`` and ``(k, n)``, which may be transposed views."""
     if not takes_onednn(left):
         return torch.mm(left, right)
-    if len(left) == 1:  # of a single row oneDNN's sum depends on the number of threads
+    if len(left) == 1:  # for a single row, oneDNN's sum depends on the number of threads
         return _onednn(right.t(), left).t()
     return _onednn(left, right.t())
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    """A linear layer and, with ``relu``, that: ``(k, i)``, ``(h, i)``, ``(h,)`` to ``(k, h)``."""
+    """Applies a linear layer, ReLU if set: ``(k, i)``, ``(h, i)``, ``(h,)`` to ``(k, h)``."""
     if takes_onednn(inputs):
         outputs = _onednn(inputs, weight, bias)
     else:
         outputs = torch.addmm(bias, inputs, weight.t())
-    # Not by oneDNN, whose ReLU makes 0 of NaN.
+    # PyTorch's ReLU, because oneDNN's turns NaN into 0.
     return outputs.relu_() if relu else outputs
 
 
 def takes_onednn(tensor: Tensor) -> bool:
-    """True if products of tensors like this one are oneDNN's."""
+    """Returns whether oneDNN computes the products of tensors like this one."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and HAS_ONEDNN
 
 

@@ -1,11 +1,11 @@
-"""Gradients of the two regressions by hand, into preallocated buffers. Knows torch only.
+"""Handwritten gradients of the two regressions, into preallocated buffers.
 
-The inner loops are thousands of steps on networks of a few 256 x 256 layers. At that size
-autograd spends as long on bookkeeping, allocation and copies as on the matrix products. Here the
-backward passes are written out. The numbers are those of autograd up to rounding, which the tests
-check. Networks with other layers than these go through :class:`AutogradGradient`.
-On a CPU :mod:`~qwr_rllib.learning.accel.gemm` multiplies the matrices. Where Numba is installed,
-:mod:`~qwr_rllib.learning.accel.kernels` has what surrounds them, and the gate of a critic of
+The inner loops are thousands of steps on networks of a few 256 x 256 layers. At that size,
+autograd spends as much time on bookkeeping, allocation and copies as on matrix products. The
+backward passes here are written out, and equal autograd's up to rounding, which the tests check.
+Networks with other layers use :class:`AutogradGradient`. On a CPU,
+:mod:`~qwr_rllib.learning.accel.gemm` multiplies the matrices. If Numba is installed,
+:mod:`~qwr_rllib.learning.accel.kernels` computes the biases' gradients, and the gate of a critic of
 continuous actions.
 """
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Loss = Callable[..., Tensor]  # of a network's outputs and the minibatch's targets
-LossGradient = Callable[..., Tensor]  # by the outputs, of the same arguments
+Loss = Callable[..., Tensor]  # takes a network's outputs and the minibatch's targets
+LossGradient = Callable[..., Tensor]  # takes the same; the gradient is by the outputs
 Compiler = Literal["torch", "numba"]
 aten: Any = torch.ops.aten
 
 
 class Gradient(Protocol):
-    """Writes a minibatch's gradient where it was told at construction."""
+    """A function that writes a minibatch's gradient into the buffer given at construction."""
 
     shareable: bool
-    """True if its numbers are the same to the last bit when threads share its operations."""
+    """Whether its numbers are the same to the last bit for any number of threads."""
 
     def __call__(self, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         """Returns the network's outputs, without gradient; the next call may overwrite them.
 
         Args:
-            inputs: what the network takes, each ``(batch, ...)``.
-            targets: what the loss takes after the network's outputs.
+            inputs: the network's inputs, each ``(batch, ...)``.
+            targets: the loss's arguments after the network's outputs.
         """
         ...
 
@@ -57,15 +57,15 @@ def gradient_of(
     into: Tensor,
     compiler: Compiler | None,
 ) -> Gradient:
-    """The fastest gradient there is for this network, device and compiler.
+    """Returns the fastest available gradient for a network, device and compiler.
 
     Args:
         module: a critic or an actor.
         loss: ``loss(module(*inputs), *targets)`` is a scalar.
-        loss_gradient: that of the loss by the module's outputs, of the same arguments.
-        into: ``(p,)``, receives the gradient of all parameters in their order, flat.
-        compiler: ``"torch"`` lets ``torch.compile`` fuse forward and backward pass, ``"numba"``
-            takes the kernels where there are any for this network.
+        loss_gradient: takes the loss's arguments and returns its gradient by the module's outputs.
+        into: ``(p,)``, receives the gradient of all parameters, flat and in their order.
+        compiler: ``"torch"`` compiles forward and backward pass by ``torch.compile``; ``"numba"``
+            uses the kernels that exist for this network.
     """
     if compiler != "torch":
         kernels = compiled_kernels() if compiler == "numba" else None
@@ -84,11 +84,11 @@ def gradient_of(
 def gate_kernel(
     critic: nn.Module, into: Mapping[Tensor, Tensor] | None = None
 ) -> GateKernel | None:
-    """The compiled gate of a critic; ``None`` where there is none for it, or no Numba here.
+    """Returns a critic's compiled gate; ``None`` if the critic has none or Numba is missing.
 
     Args:
-        critic: its parameters may change afterwards, not move.
-        into: where each parameter's gradient goes, for the kernel's backward pass.
+        critic: its parameters may change, but must keep their memory.
+        into: tensors into which the kernel's backward pass writes each parameter's gradient.
     """
     if not (
         isinstance(critic, GatedCritic)
@@ -102,10 +102,10 @@ def gate_kernel(
 
 
 def features_of(critic: GatedCritic | ValueCritic) -> Callable[[Tensor], Tensor]:
-    """:meth:`GatedCritic.features`, with the products of ``gemm`` where it is dense layers.
+    """Returns a function for ``critic.features``, which uses ``gemm`` if the body is dense layers.
 
     Args:
-        critic: its parameters may change afterwards, not move.
+        critic: its parameters may change, but must keep their memory.
     """
     layers = _dense_layers(critic.body) if isinstance(critic, GatedCritic) else None
     if layers is None:
@@ -120,18 +120,18 @@ def features_of(critic: GatedCritic | ValueCritic) -> Callable[[Tensor], Tensor]
 
 
 def compiled_kernels() -> ModuleType | None:
-    """:mod:`qwr_rllib.learning.accel.kernels`, or ``None`` without Numba."""
+    """Imports :mod:`qwr_rllib.learning.accel.kernels`; returns ``None`` without Numba."""
     try:
         return import_module("qwr_rllib.learning.accel.kernels")
-    except (ImportError, RuntimeError) as error:  # none; or no folder for what it has compiled
+    except (ImportError, RuntimeError) as error:  # no Numba, or no folder for its cache
         logger.info("No compiled kernels: %s", error)
         return None
 
 
 class AutogradGradient:
-    """Any network's gradient, by autograd."""
+    """Gradient of any network, by autograd."""
 
-    shareable = False  # PyTorch's sums are of another order then
+    shareable = False  # the order of PyTorch's sums depends on the number of threads
 
     def __init__(self, module: nn.Module, loss: Loss, into: Tensor, compiled: bool = False) -> None:
         def forward(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -151,7 +151,7 @@ class AutogradGradient:
 
 
 def _dense_layers(*modules: nn.Module) -> list[tuple[nn.Linear, bool]] | None:
-    """The linear layers, and whether a ReLU follows; ``None`` if there is anything else."""
+    """Returns linear layers and whether a ReLU follows each; ``None`` if there are other layers."""
     layers: list[tuple[nn.Linear, bool]] = []
     for module in modules:
         for each in module.modules():
@@ -171,7 +171,7 @@ def _views(into: Tensor, module: nn.Module) -> dict[Tensor, Tensor]:
 
 
 class _Dense:
-    """Linear layers with ReLU between; keeps its activations from forward to backward."""
+    """Linear layers, each with or without ReLU; keeps the activations for the backward pass."""
 
     def __init__(
         self,
@@ -192,9 +192,9 @@ class _Dense:
         return self._outputs[-1]
 
     def backward(self, gradient: Tensor, through: bool = False) -> Tensor:
-        """Takes the gradient of the outputs (and overwrites it).
+        """Computes the parameters' gradients; overwrites ``gradient``, which is by the outputs.
 
-        With ``through``, returns that of the inputs.
+        With ``through``, returns the gradient by the inputs.
         """
         for i in range(len(self._layers) - 1, -1, -1):
             weight, _, weight_gradient, bias_gradient, relu = self._layers[i]
@@ -308,7 +308,7 @@ class CriticGradient:
 
 
 class KernelCriticGradient:
-    """The same as :class:`CriticGradient`, with a compiled gate."""
+    """:class:`CriticGradient` with a compiled gate."""
 
     def __init__(
         self,

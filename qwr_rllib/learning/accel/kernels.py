@@ -1,13 +1,13 @@
 """Loops compiled by Numba for CPUs: the critic's gate, Adam, gathering of images.
 
-As PyTorch operations the gate is eight passes over ``(states, actions, features)``, and memory
-traffic is most of their time; here each action is one pass through a core's L1. The gradients of
-bias and ReLU are one pass instead of two, of Adam's step more than half is what surrounds its
-arithmetic.
+With PyTorch operations, the gate makes eight passes over ``(states, actions, features)``, which
+spend most of their time on memory traffic. Here each action is one pass within a core's L1 cache.
+The gradients of bias and ReLU are one pass instead of two. More than half of the time of PyTorch's
+Adam step is overhead, not arithmetic.
 
-Importing Numba takes a second and the first call some more, so this module is imported by what
-trains and by nothing else. Arrays are float32 and contiguous: ``k`` states, ``n`` actions of each,
-``d`` dimensions of an action, ``h`` features.
+Importing Numba takes a second and the first calls some more, so only training imports this module.
+Arrays are float32 and contiguous: ``k`` states, ``n`` actions of each, ``d`` dimensions of an
+action, ``h`` features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from qwr_rllib.learning.networks import GatedCritic
 
 f32 = np.float32
-# fastmath lets sums be reordered, which is what makes them vector instructions.
+# fastmath allows the reordering of sums, without which they get no vector instructions.
 _compiled: Any = numba.njit(fastmath=True, error_model="numpy", nogil=True, cache=True)
 _elementwise: Any = numba.njit(error_model="numpy", nogil=True, cache=True)  # NaN stays NaN
 _inlined: Any = numba.njit(fastmath=True, error_model="numpy", inline="always")
@@ -32,7 +32,7 @@ _inlined: Any = numba.njit(fastmath=True, error_model="numpy", inline="always")
 
 @_inlined
 def _tanh(x):
-    """Within 2e-7 of tanh: ``2 t / (1 + t^2)`` with ``t = tanh(x / 2)``.
+    """Approximates tanh within 2e-7, by ``2 t / (1 + t^2)`` with ``t = tanh(x / 2)``.
 
     ``t`` is the seventh convergent of Lambert's continued fraction
     ``z/(1 + z^2/(3 + z^2/(5 + ...)))``, in which all terms are positive.
@@ -46,10 +46,10 @@ def _tanh(x):
 
 @_inlined
 def _scratch(weight, count):
-    """``count`` vectors ``(h,)`` and ``weight^T`` ``(d, h)``.
+    """Returns ``count`` vectors ``(h,)`` and ``weight^T`` ``(d, h)``, in one block of memory.
 
-    One block of memory: where its parts lie to each other decides which of its versions of a loop
-    the compiler's code takes, and these differ in rounding.
+    The compiler makes several versions of a loop, which differ in rounding. The relative addresses
+    of the arrays decide which version runs. One block fixes these addresses.
     """
     h, d = weight.shape
     block = np.empty((count + d, h), f32)
@@ -62,12 +62,12 @@ def _scratch(weight, count):
 
 @_inlined
 def _embed(action, weight, bias, into):
-    """``weight^T action + bias``: ``(d,)``, ``(d, h)`` and ``(h,)`` into ``(h,)``."""
+    """Writes ``weight^T action + bias``: ``(d,)``, ``(d, h)`` and ``(h,)`` into ``(h,)``."""
     d, h = weight.shape
     for c in range(h):
         into[c] = bias[c]
     whole = d - d % 3
-    for i in range(0, whole, 3):  # three at once are a third of the loads and stores
+    for i in range(0, whole, 3):  # three at once need a third of the loads and stores
         x0, x1, x2 = action[i], action[i + 1], action[i + 2]
         for c in range(h):
             into[c] += x0 * weight[i, c] + x1 * weight[i + 1, c] + x2 * weight[i + 2, c]
@@ -79,7 +79,7 @@ def _embed(action, weight, bias, into):
 
 @_inlined
 def _moments(values, eps):
-    """Mean and reciprocal standard deviation of ``(h,)``."""
+    """Returns mean and reciprocal standard deviation of ``(h,)``."""
     h = f32(values.shape[0])
     mean = f32(0)
     for c in range(values.shape[0]):
@@ -93,7 +93,7 @@ def _moments(values, eps):
 
 @_compiled
 def _values(features, actions, embed, bias, scale, shift, head, head_bias, eps, out):
-    # Rows and sums are spelled out: like this the compiler keeps more of them in registers.
+    # Written out, without calls of `_moments`: the compiler then keeps more values in registers.
     h = features.shape[1]
     vectors, weight = _scratch(embed, 2)
     embedded, gated = vectors[0], vectors[1]
@@ -188,9 +188,9 @@ def _bias_backward(gradient, outputs, d_bias, relu):
 
 @_inlined
 def _flushed(x, below):
-    """Zero for what is nearly: arithmetic with denormal numbers takes a hundred times as long.
+    """Returns 0 for values near 0: arithmetic with denormal numbers takes a hundred times as long.
 
-    The moments of units that no input activates any more would shrink to such numbers, and stay.
+    Without this, Adam's moments of units that no input activates would become denormal.
     """
     return f32(0) if abs(x) < below else x
 
@@ -213,7 +213,7 @@ def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, 
 
 @_elementwise
 def _image_blocks(frames, slots, b, out):
-    # A row of a block is ``words`` words; they are moved as such, not pixel by pixel.
+    # Moves a block's row of pixels as `words` words, one for the usual sizes of `b`.
     words = frames.shape[3] // out.shape[2]
     for i in range(slots.shape[0]):
         for y in range(out.shape[1]):
@@ -229,19 +229,19 @@ def _image_blocks(frames, slots, b, out):
 
 
 def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
-    """Gathers frames, stacks them along their channels and makes blocks of their pixels.
+    """Gathers frames, stacks them along their channels and turns their pixels into blocks.
 
-    As :func:`qwr_rllib.learning.networks.to_blocks`, in one pass over the memory.
+    Like :func:`qwr_rllib.learning.networks.to_blocks`, but in one pass over the memory.
 
     Args:
         frames: ``(slots, channels, height, width)``, bytes.
-        slots: ``(k, n)``: the frames of each stack, the newest last.
-        b: the block's side.
+        slots: ``(k, n)``, the frames of each stack, newest last.
+        b: side of a block, in pixels.
         out: at least ``k * n * channels * height * width`` bytes, overwritten.
 
     Returns:
-        Bytes ``(k, n * channels * b * b, height / b, width / b)``, channels last, in ``out``'s
-        memory.
+        Bytes ``(k, n * channels * b * b, height / b, width / b)``, in the memory of ``out``, with
+        channels last.
     """
     channels, height, width = frames.shape[1:]
     shape = len(slots), height // b, width // b, slots.shape[1] * channels * b * b
@@ -253,13 +253,13 @@ def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
 
 
 def bias_backward(gradient: Tensor, outputs: Tensor, into: Tensor, relu: bool) -> None:
-    """Takes the gradient ``(k, h)`` of a layer's outputs to that before its bias, in place.
+    """Computes the gradient of a layer's bias, and passes the outputs' gradient through the ReLU.
 
     Args:
-        gradient: overwritten where there is a ReLU.
-        outputs: of the layer, ``(k, h)``.
+        gradient: ``(k, h)``, by the outputs; with ``relu`` overwritten by that before the ReLU.
+        outputs: ``(k, h)``, the layer's outputs.
         into: ``(h,)``, receives the gradient of the bias.
-        relu: whether the layer ends with one.
+        relu: whether the layer ends with a ReLU.
     """
     _bias_backward(_array(gradient), _array(outputs), _array(into), relu)
 
@@ -267,14 +267,14 @@ def bias_backward(gradient: Tensor, outputs: Tensor, into: Tensor, relu: bool) -
 def clipped_adam(
     weights: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any], clip: float
 ) -> None:
-    """Adam's next step in two passes, the gradient clipped to the norm ``clip`` in the second.
+    """Makes a step of Adam with the gradient clipped to the norm ``clip``, in two passes.
 
     Args:
-        weights: ``(p,)``, changed, as is ``state``.
-        gradient: ``(p,)``
-        state: of :class:`torch.optim.Adam` for the weights, after its first step.
-        group: its options.
-        clip: may be infinite.
+        weights: ``(p,)``, updated in place.
+        gradient: ``(p,)``.
+        state: the state of :class:`torch.optim.Adam` after its first step, updated in place.
+        group: Adam's options.
+        clip: the largest norm; may be infinite.
     """
     state["step"] += 1
     moments = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
@@ -283,18 +283,18 @@ def clipped_adam(
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's own memory."""
+    """Returns the tensor's memory as an array, without a copy."""
     if not tensor.is_contiguous():
         raise ValueError(f"the kernels take contiguous tensors, got strides {tensor.stride()}")
     return tensor.detach().numpy()
 
 
 class GateKernel:
-    """The gate of a critic of continuous actions that has no layer behind it.
+    """The gate of a critic of continuous actions without a layer after the gate.
 
     Args:
-        critic: on the CPU; its parameters may change, not move.
-        into: where :meth:`backward` writes each parameter's gradient.
+        critic: on the CPU; its parameters may change, but must keep their memory.
+        into: tensors into which :meth:`backward` writes each parameter's gradient.
     """
 
     def __init__(self, critic: GatedCritic, into: Mapping[Tensor, Tensor] | None = None) -> None:
@@ -307,14 +307,14 @@ class GateKernel:
         self._shape = torch.Size()
 
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
-        """As :meth:`GatedCritic.q_values`: ``(k, h)`` and ``(k, n, d)`` to ``(k, n)``."""
+        """Computes :meth:`GatedCritic.q_values`, ``(k, h)`` and ``(k, n, d)`` to ``(k, n)``."""
         values = features.new_empty(actions.shape[:2])
         inputs = _array(features), _array(actions)
         _values(*inputs, *self._parameters, self._eps, _array(values))
         return values.mul_(self._q_scale)
 
     def forward(self, features: Tensor, actions: Tensor) -> Tensor:
-        """As :meth:`GatedCritic.gate`, ``(k, h)`` and ``(k, d)`` to ``(k,)``."""
+        """Computes :meth:`GatedCritic.gate`, ``(k, h)`` and ``(k, d)`` to ``(k,)``."""
         if self._shape != features.shape:
             self._shape = features.shape
             self._gates, self._normed, self._d_features = (
@@ -330,7 +330,10 @@ class GateKernel:
         return values
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """The gradient of the last :meth:`forward`'s features from that of its values, ``(k,)``."""
+        """Returns the gradient by the last :meth:`forward`'s features, given that by its values.
+
+        ``(k,)`` to ``(k, h)``.
+        """
         _, _, scale, shift, head, _ = self._parameters
         _backward(
             _array(gradient), *self._inputs, self._gates, self._normed, self._rstds,

@@ -1,4 +1,4 @@
-"""CPU threads for a loop of small steps. Knows torch only."""
+"""CPU threads for a loop of small steps."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import TypeVar
 import torch
 
 STEPS_ALONE = 20
-"""Steps whose time tells what one thread needs."""
+"""Number of first steps, which measure the time of one thread."""
 PATIENCE_S = 0.02
-"""Seconds that shared steps may be slower than that before threads are given up. A pause of the
-machine is not a reason."""
+"""Seconds by which steps with more threads may fall behind one thread. Shorter delays are
+ignored: the machine may have paused."""
 T = TypeVar("T")
 
 
 class AdaptiveThreads:
-    """Shares PyTorch's operations among threads during a loop of steps, while that is faster.
+    """A context in which PyTorch uses several threads for a loop of steps, while that is faster.
 
-    The threads of an operation wait for each other, every 100 microseconds. Where a core has other
-    work to do as well, a step can take fifty times as long as with one thread. So the first steps
-    are timed with one; the others are shared, until they have fallen behind that.
+    The threads of an operation wait for each other about every 100 microseconds. If another
+    program uses one of their cores, a step can take fifty times as long as with one thread. So the
+    first steps are timed with one thread. The others use all threads until they are slower.
 
-    Used as a context, at whose end PyTorch has as many threads as before.
+    At its end, the context restores PyTorch's number of threads.
 
     Args:
-        threads: as many, or one.
+        threads: number of threads while faster; 1 leaves PyTorch's number unchanged.
     """
 
     def __init__(self, threads: int) -> None:
@@ -45,7 +45,7 @@ class AdaptiveThreads:
         torch.set_num_threads(self._before)
 
     def over(self, minibatches: Iterable[T]) -> Iterator[T]:
-        """The minibatches, while whose steps are made; what comes between is shared too."""
+        """Yields the minibatches, and times the loop's body to choose the number of threads."""
         for each in minibatches:
             started = time.perf_counter()
             yield each
