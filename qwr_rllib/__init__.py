@@ -35,21 +35,28 @@ def __getattr__(name: str) -> Any:
     """Imports an algorithm or its config on first access (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _is_ray_worker():
+        register()
+    return _imported(name)
+
+
+def _imported(name: str) -> Any:
     return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def register() -> None:
     """Registers the algorithms with Tune and the environments with RLlib, by their names.
 
-    Importing this package calls this. ``ray.shutdown()`` clears the names: call this again before
-    starting Ray a second time in the same process.
+    Importing this package calls this, in Ray's worker processes the first use of an algorithm or
+    config does. ``ray.shutdown()`` clears the names: call this again before starting Ray a second
+    time in the same process.
     """
     from ray.tune.registry import register_env, register_trainable
 
     from qwr_rllib.envs.atari import ATARI, make_atari
 
     for name in ("QWR", "AWR", "AWAC"):
-        register_trainable(name, __getattr__(name))
+        register_trainable(name, _imported(name))
     register_env(ATARI, make_atari)
 
 
@@ -62,7 +69,16 @@ def _is_command() -> bool:
     return program in ("rllib", "qwr") or (program == "-m" and "qwr_rllib.cli" in sys.orig_argv)
 
 
-if not _is_command():
+def _is_ray_worker() -> bool:
+    """Returns whether Ray started this process, for tasks or an actor.
+
+    Its driver has registered the names. Importing RLlib would take seconds and 300 MB, which the
+    replay actor does not need.
+    """
+    return os.path.basename(sys.argv[0]) == "default_worker.py"
+
+
+if not _is_command() and not _is_ray_worker():
     try:
         register()
     except ModuleNotFoundError as error:

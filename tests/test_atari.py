@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import ray
 from click.testing import CliRunner
 from moviepy import VideoFileClip
 
@@ -12,7 +11,7 @@ from qwr_rllib import QWR, QWRConfig
 from qwr_rllib.cli import rllib
 from qwr_rllib.replay.layout import Slot
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 SMALL = {
     "n_critic_steps": 4,
@@ -21,13 +20,6 @@ SMALL = {
     "train_batch_size": 8,
     "learner_threads": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

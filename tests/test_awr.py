@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import ray
 import torch
 from helpers import CONTINUOUS, DISCRETE
 from ray.tune.registry import get_trainable_cls
@@ -238,13 +237,6 @@ def test_tune_knows_them():
 
 
 # On Ray
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

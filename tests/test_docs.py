@@ -12,7 +12,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
 from ray import tune
 
 ROOT = Path(__file__).parents[1]
@@ -72,19 +71,12 @@ def test_a_broken_link_and_a_broken_anchor_are_found(tmp_path):
     assert broken_links(page) == ["](#no)", "](no.md)"]
 
 
-@pytest.fixture(scope="module")
-def _ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 RUN = [page for page in PAGES if page.exists() and blocks(page.read_text())]
 
 
 @pytest.mark.parametrize("page", RUN, ids=[page.name for page in RUN])
 @pytest.mark.ray
-@pytest.mark.usefixtures("_ray")
+@pytest.mark.usefixtures("local_ray")
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     best = SimpleNamespace(path="best")
     grid = SimpleNamespace(get_best_result=lambda *arguments: best)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from qwr_rllib._moved import MOVED
 
@@ -128,3 +130,19 @@ assert _global_registry.contains(ENV_CREATOR, "Atari100k")
         before="",
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.ray
+def test_a_worker_process_of_ray_registers_on_first_use(local_ray):
+    """The replay actor does without seconds of imports and 300 MB."""
+
+    @ray.remote
+    def loaded() -> tuple[set[str], bool]:
+        import qwr_rllib.replay.actor  # noqa: F401
+
+        heavy = {"torch", "ray.rllib"} & sys.modules.keys()
+        from qwr_rllib import QWRConfig  # noqa: F401
+
+        return heavy, _global_registry.contains(TRAINABLE_CLASS, "QWR")
+
+    assert ray.get(loaded.remote()) == (set(), True)

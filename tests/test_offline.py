@@ -8,7 +8,6 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 from helpers import stored
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.offline.json_writer import JsonWriter
@@ -479,13 +478,6 @@ def test_damaged_output_of_rllib_is_refused(tmp_path):
 
 
 # On Ray
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def pendulum(steps=40):

@@ -25,7 +25,7 @@ from qwr_rllib.algorithms.qwr import RefusedRowsError
 from qwr_rllib.replay.actor import Receipt
 from qwr_rllib.sampling.collector import Collector, RolloutWorkers
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 SMALL = {
     "n_interactions": 200,
@@ -36,13 +36,6 @@ SMALL = {
     "replay_capacity": 1000,
     "learner_threads": 1,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import re
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
 from gymnasium.spaces import (
     Box,
@@ -288,13 +287,6 @@ def test_an_image_too_small_for_convolutions_says_how_to_have_a_vector():
 
 
 # With a Ray
-
-
-@pytest.fixture(scope="module")
-def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray
