@@ -471,7 +471,7 @@ def train_walk(project: Path, results: Path, *more: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was interrupted, resumed, killed, and resumed to its end."""
+    """A run that was interrupted, timed out, killed, and resumed to its end."""
     results = tmp_path_factory.mktemp("results")
     with running(project, *train_walk(project, results)) as process:
         wait_for(process, r"^walk: QWR on CliWalk-v0, until training_iteration 100000$")
@@ -489,11 +489,23 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Includes iterations that ended after the signal was sent.
     last = ["3", *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1]
 
-    with running(project, *train_walk(project, results, "--resume")) as process:
+    # `timeout` does the same as when its time is over: SIGTERM to the command, and once more to all
+    # of the process group.
+    timeout = ["timeout", "3600"]
+    with running(project, *train_walk(project, results, "--resume"), prefix=timeout) as process:
         # Interrupted after its last iteration was saved: nothing is lost.
         [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
         assert done == last
         wait_for(process, rf"^ *{int(done) + 1} +{40 * int(done) + 40} ")
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=300)
+    assert "Interrupted: waiting" in output, output + errors
+    assert re.search(r"^Resume: rllib train file .* --resume$", output, re.MULTILINE)
+    last = [str(int(done) + 1), *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1]
+
+    with running(project, *train_walk(project, results, "--resume")) as process:
+        [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
+        assert done == last
         wait_for(process, rf"^ *{int(done) + 10} +{40 * int(done) + 400} ")
         started = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in started)
@@ -533,26 +545,8 @@ def assert_gone(processes: list[psutil.Process]) -> None:
         time.sleep(0.5)
 
 
-def test_interrupt_kill_resume(trained: Path) -> None:
+def test_interrupt_timeout_kill_resume(trained: Path) -> None:
     assert trained.is_dir()
-
-
-def test_timeout_ends_a_run_with_a_checkpoint(project: Path, tmp_path: Path) -> None:
-    with running(project, *train_walk(project, tmp_path), prefix=["timeout", "3600"]) as process:
-        wait_for(process, r"^ *2 +80 ")
-        # `timeout` now does what it does at the end of its time: it sends SIGTERM to the command,
-        # and then to the whole process group.
-        process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=300)
-    assert "Interrupted: waiting" in output, output + errors
-    assert re.search(r"^Resume: rllib train file .* --resume$", output, re.MULTILINE)
-    last = int(["2", *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1])
-    stop = json.dumps({"training_iteration": last + 1})
-    with running(project, *train_walk(project, tmp_path, "--resume", "--stop", stop)) as process:
-        [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
-        assert int(done) == last
-        output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
