@@ -41,6 +41,7 @@ import numpy as np
 import yaml
 from in_process import json_object
 
+from qwr_rllib.learning.config import defaults_of
 from qwr_rllib.report import COMMANDS_FILE
 from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
 
@@ -98,7 +99,8 @@ class Cell:
 
     @property
     def iterations(self) -> int:
-        return self.steps // self.config.get("n_interactions", 1000)
+        each = (defaults_of(self.algorithm) | self.config)["n_interactions"]
+        return -(-self.steps // each)
 
 
 def table1(seed: int) -> Iterator[Cell]:

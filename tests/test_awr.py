@@ -227,7 +227,14 @@ def test_a_config_says_only_what_differs():
         assert own.keys() == qwr.keys()
         return {key: own[key] for key in own if own[key] != qwr[key]}
 
-    assert differing(AWRConfig()) == AWR_SETTINGS | {"margin": 60, "replay_capacity": 50_000}
+    assert differing(AWRConfig()) == AWR_SETTINGS | {
+        "margin": 60,
+        "gamma": 0.99,
+        "n_interactions": 2048,
+        "n_critic_steps": 200,
+        "n_actor_steps": 1000,
+        "replay_capacity": 50_000,
+    }
     assert differing(AWACConfig()) == AWAC_SETTINGS
 
 

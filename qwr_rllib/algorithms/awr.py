@@ -21,9 +21,10 @@ class AWRConfig(QWRConfig):
     them (``docs/theorem.md``).
 
     The return is truncated after ``margin`` steps; Peng et al. use the whole trajectory. Steps
-    beyond the default of 60 have a weight of ``lambda^60``, less than 5 %. The replay holds
-    50 000 steps, as in Peng et al.: from few steps with one action per state, the actor learns
-    the noise. Everything else is as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
+    beyond the default of 60 have a weight of ``lambda^60``, less than 5 %. As in Peng et al., the
+    replay holds 50 000 steps, and 200 critic and 1000 actor steps follow each 2048 interactions:
+    from few data with one action per state, more steps learn the noise. Everything else is as in
+    :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
     """
 
     def __init__(self, algo_class: type | None = None) -> None:
