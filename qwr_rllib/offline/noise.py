@@ -6,8 +6,12 @@ import numpy as np
 
 from qwr_rllib.replay.storage import ReplayStorage
 
-MAX_STATES, MAX_NEIGHBOURS = 1_000, 100_000
-"""Maximum number of rows with a noise estimate, and of rows among which neighbours are sought."""
+MAX_ROWS = 100_000
+"""Rows among which neighbours are searched; of more rows a random part."""
+MAX_STATES = 1_000
+"""States that are compared with their neighbours."""
+NEIGHBOURS = 10
+"""Neighbours of a state."""
 MIN_STD = 0.05
 """Smallest standard deviation of ``mu``: the samples of a state must differ."""
 AT_ONCE = 50  # states; their distances to all others are in memory
@@ -34,40 +38,44 @@ def mu_std(storage: ReplayStorage, action_std: float) -> float:
 def action_noise(storage: ReplayStorage) -> float | None:
     """Estimates the standard deviation of the noise in logged continuous actions.
 
-    Two actions of a policy in nearly the same state have a mean squared difference of twice the
-    noise's variance. So the variance is estimated as half of the mean squared difference between a
-    state's action and that of the nearest state of another episode, over all action dimensions (a
-    Gamma test with one neighbour; Evans and Jones, 2002). For the distance, each dimension of the
-    states is divided by its standard deviation. If states are sparse, the policy's change between
-    neighbours adds to the estimate.
+    Half of the mean squared difference between the actions of two states is the variance of the
+    noise, plus what the policy itself changes between them. The second part grows with the squared
+    distance of the states. A line through this value over that distance, for the nearest state,
+    the second nearest and so on, therefore meets distance 0 at the variance of the noise (the Gamma
+    test; Evans and Jones, 2002). Neighbours are states of other episodes. Each dimension of the
+    states is divided by its standard deviation; the dimensions of the actions are averaged.
 
     Args:
         storage: the logged data, with rows of vector observations.
 
     Returns:
-        The estimate in units of the policy's actions; ``None`` for fewer than two episodes.
+        The estimate in units of the policy's actions, at least 0; ``None`` if a state has fewer
+        than ``NEIGHBOURS`` rows of other episodes.
     """
     episodes, parts = zip(*storage.trajectories(), strict=True)
-    if len(set(episodes)) < 2:
-        return None
-    random = np.random.default_rng(0)
     slots = np.concatenate(parts)
     episode_of = np.repeat(episodes, [len(part) for part in parts])
-    if len(slots) > MAX_NEIGHBOURS:
-        chosen = random.choice(len(slots), MAX_NEIGHBOURS, replace=False)
+    random = np.random.default_rng(0)
+    if len(slots) > MAX_ROWS:
+        chosen = random.choice(len(slots), MAX_ROWS, replace=False)
         slots, episode_of = slots[chosen], episode_of[chosen]
+    if len(slots) - np.unique(episode_of, return_counts=True)[1].max() < NEIGHBOURS:
+        return None
     obs = storage.columns["obs"][slots].reshape(len(slots), -1).astype(np.float32)
     scale = obs.std(0)
     obs = (obs - obs.mean(0)) / np.where(scale > 0, scale, 1)
     actions = storage.columns["actions"][slots].reshape(len(slots), -1)
     squared_norms = np.square(obs).sum(1)
-    total, count = 0.0, 0
     states = random.permutation(len(slots))[:MAX_STATES]
+    points = []
     for some in np.split(states, range(AT_ONCE, len(states), AT_ONCE)):
-        # The squared distances without the norms of `some`, which do not affect the order.
-        distances = squared_norms - 2 * obs[some] @ obs.T
+        distances = squared_norms[some, None] + squared_norms - 2 * obs[some] @ obs.T
         distances[episode_of[some, None] == episode_of] = np.inf
-        nearest = distances.argmin(1)
-        total += np.square(actions[some] - actions[nearest]).sum() / 2
-        count += actions[some].size
-    return float(np.sqrt(total / count))
+        nearest = np.argpartition(distances, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
+        distances = np.take_along_axis(distances, nearest, 1)
+        halved = np.square(actions[some, None] - actions[nearest]).mean(-1) / 2
+        order = distances.argsort(1)
+        points.append([np.take_along_axis(each, order, 1) for each in (distances, halved)])
+    x, y = (np.concatenate(each).mean(0) for each in zip(*points, strict=True))
+    variance = np.polynomial.Polynomial.fit(x, y, 1)(0.0)
+    return float(np.sqrt(max(variance, 0.0)))
