@@ -37,7 +37,8 @@ def local_ray() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts long files first, so that the test processes end at about the same time."""
-    long = Counter(item.path for item in items if item.get_closest_marker("ray"))
+    marked = [item for item in items if any(map(item.get_closest_marker, ("ray", "slow")))]
+    long = Counter(item.path for item in marked)
     items.sort(key=lambda item: -long[item.path])
 
 
