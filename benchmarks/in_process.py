@@ -77,7 +77,8 @@ def settings_of(
     """Reads the config of a trial's results or of a YAML file, or an algorithm's defaults.
 
     Returns:
-        The config, and the environment steps at which the file says to stop.
+        The config, and when the file says to stop: environment steps, or the iterations of
+        logged data times ``n_interactions``.
 
     Raises:
         click.UsageError: if the file is not one experiment.
@@ -94,7 +95,10 @@ def settings_of(
     (spec,) = experiments
     config = defaults_of(spec["run"]) | {"env": spec["env"]}
     config = changed(config, spec.get("config", {}), str(file))
-    return config, spec.get("stop", {}).get("num_env_steps_sampled_lifetime")
+    stop = spec.get("stop", {})
+    if "training_iteration" in stop:
+        return config, stop["training_iteration"] * config["n_interactions"]
+    return config, stop.get("num_env_steps_sampled_lifetime")
 
 
 def changed(config: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
@@ -250,15 +254,19 @@ def main(
         else:
             click.echo(line)
 
+    def progress() -> int:
+        """Returns the environment steps, which iterations on logged data count as if they were."""
+        return trainer.num_env_steps if trainer.collects else trainer.iteration * per_iteration
+
     row: dict[str, Any] = {}
-    evaluated = trainer.num_env_steps // (evaluate_every * per_iteration)
-    while trainer.num_env_steps < until:
+    evaluated = progress() // (evaluate_every * per_iteration)
+    while progress() < until:
         metrics = trainer.train()
-        steps = trainer.num_env_steps
+        steps = progress()
         done = steps >= until
         row = {
             "training_iteration": trainer.iteration,
-            "num_env_steps_sampled_lifetime": steps,
+            "num_env_steps_sampled_lifetime": trainer.num_env_steps,
             "time_total_s": earlier + time.perf_counter() - started,
             "env_runners": {
                 "episode_return_mean": float(np.mean(trainer.runner.returns or [np.nan])),

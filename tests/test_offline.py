@@ -16,6 +16,8 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from qwr_rllib import QWR, AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
 from qwr_rllib.envs.spaces import fitted, spec_of
+from qwr_rllib.learning.config import defaults_of
+from qwr_rllib.local import LocalTrainer
 from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return, mu_std
 from qwr_rllib.offline.noise import action_noise
 from qwr_rllib.replay.fragments import Fragment
@@ -129,6 +131,7 @@ def test_one_episode_says_nothing_about_noise():
     storage = logged_policy(0.1, num_episodes=1)
     assert action_noise(storage) is None
     assert mu_std(storage, action_std=0.4) == 0.4
+    assert mu_std(storage, action_std=0.4, setting=0.7) == 0.7
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 0.05), (1.0, 0.4)])
@@ -538,6 +541,21 @@ def test_training_offline_then_online(local_ray, kind, tmp_path):
         assert result["replay"]["num_rows"] == 100
     finally:
         restored.stop()
+
+
+def test_training_without_ray_on_logged_data():
+    settings = SMALL | {"env": "Pendulum-v1", "seed": 0, "offline": {"dataset": pendulum()}}
+    trainer = LocalTrainer(defaults_of("QWR") | settings)
+    before = trainer.evaluate(1)
+    metrics = trainer.train()
+    assert trainer.evaluate(1) != before
+    assert (trainer.iteration, trainer.num_env_steps, trainer.view.num_rows) == (1, 0, 80)
+    assert trainer.learner.networks.normalizer.count == 80
+    assert trainer.learner.mu_std == pytest.approx(0.4)
+    assert "moved" not in metrics
+    settings["offline"] |= {"iterations": 1}
+    with pytest.raises(ValueError, match=r"offline\.iterations must be None, got 1"):
+        LocalTrainer(defaults_of("QWR") | settings)
 
 
 @pytest.mark.ray

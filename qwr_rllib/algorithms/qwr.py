@@ -454,10 +454,8 @@ class QWR(Algorithm):
         self._num_rows_offline = storage.num_rows_inserted_lifetime
         if not storage.spec.discrete:
             assert self._offline is not None
-            std = self._offline.mu_std
-            if std == "auto":
-                std = mu_std(storage, self.config.action_std)
-                logger.info("The noise of the logged actions is taken to be %.3g.", std)
+            std = mu_std(storage, self.config.action_std, self._offline.mu_std)
+            logger.info("The standard deviation of mu on logged data is %.3g.", std)
             self.learner.mu_std = std
         self.replay_client.call("load", storage.state_arrays())
         self._update_view()

@@ -246,6 +246,7 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
         **{name.rstrip("_"): value for name, value in defaults(AgentConfig).items()},
         # Settings of RLlib.
         **{"env_config": {}, "seed": None, "normalize_actions": True, "clip_actions": False},
+        "offline": None,
         "model": MODEL,
         **ALGORITHMS[algorithm],
     }

@@ -27,6 +27,7 @@ from qwr_rllib.replay.fragments import Fragment, split_steps
 from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.storage import ReplayStorage
 from qwr_rllib.specs import Spec
+from qwr_rllib.validation import from_mapping
 
 SMOOTHING = 100  # episodes in the mean training return, as in RLlib
 REPLAY_FILE, STATE_FILE = "replay.npz", "state.pt"
@@ -176,7 +177,8 @@ class LocalTrainer:
         threads: CPU threads of the learner's steps, see :class:`Learner`.
 
     Raises:
-        ValueError: for an unsupported space, or a setting that the learner refuses.
+        ValueError: for an unsupported space, a setting that the learner refuses, or logged data
+            that cannot be loaded.
     """
 
     def __init__(
@@ -201,7 +203,41 @@ class LocalTrainer:
         self._acting = networks_of(spec, config, with_critic=False)
         self.runner = Runner(env, self._acting, spec, seed)
         self._evaluation: Runner | None = None
+        self.collects = not config.get("offline")
+        """Whether iterations collect rows, or train on logged data alone."""
+        if not self.collects:
+            self._fill(env)
         self._sync()
+
+    def _fill(self, env: gym.Env) -> None:
+        """Fills the replay with the logged data of the config's ``offline``."""
+        from qwr_rllib.offline import OfflineConfig, load, mu_std  # reading needs Ray
+
+        offline = from_mapping(OfflineConfig, self.config["offline"], "offline")
+        if offline.iterations is not None:
+            raise ValueError(
+                "training without Ray collects nothing after logged data: offline.iterations must "
+                f"be None, got {offline.iterations}"
+            )
+        self.storage = load(
+            offline,
+            env,
+            self.spec,
+            self.storage.capacity,
+            self.config["margin"],
+            reward_clip=self.config["reward_clip"],
+        )
+        if not self.spec.discrete:
+            std = mu_std(self.storage, self.config["action_std"], offline.mu_std)
+            self.learner.mu_std = std
+        self._update_view()
+
+    def _update_view(self) -> torch.Tensor:
+        """Brings the view up to date and returns the slots of the new rows."""
+        new = self.view.update(self.storage.changes(self.view.uid, self.view.version))
+        if not self.spec.image:
+            self.learner.update_normalizer(self.view.observations(new))
+        return new
 
     @property
     def num_env_steps(self) -> int:
@@ -223,18 +259,18 @@ class LocalTrainer:
             training and those at collection.
         """
         started = time.perf_counter()
-        steps = None if self._whole_episodes else self.config["n_interactions"]
-        for fragment in self.runner.collect(steps, self.config["reward_clip"]):
-            self.storage.add(fragment)
-        new = self.view.update(self.storage.changes(self.view.uid, self.view.version))
-        if not self.spec.image:
-            self.learner.update_normalizer(self.view.observations(new))
+        if self.collects:
+            steps = None if self._whole_episodes else self.config["n_interactions"]
+            for fragment in self.runner.collect(steps, self.config["reward_clip"]):
+                self.storage.add(fragment)
+            new = self._update_view()
         collected = time.perf_counter()
         metrics: dict[str, Any] = self.learner.train(self.view, self.num_env_steps)
-        with torch.no_grad():
-            moved = self._networks.dist_inputs(self.view.observations(new))
-        moved -= self.view.columns["action_dist_inputs"][new]
-        metrics["moved"] = moved.square().sum(-1).mean().sqrt().item()
+        if self.collects:
+            with torch.no_grad():
+                moved = self._networks.dist_inputs(self.view.observations(new))
+            moved -= self.view.columns["action_dist_inputs"][new]
+            metrics["moved"] = moved.square().sum(-1).mean().sqrt().item()
         metrics["gamma"] = self.learner.gamma
         metrics["collection_s"] = collected - started
         metrics["training_s"] = time.perf_counter() - collected

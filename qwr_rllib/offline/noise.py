@@ -17,7 +17,7 @@ MIN_STD = 0.05
 AT_ONCE = 50  # states; their distances to all others are in memory
 
 
-def mu_std(storage: ReplayStorage, action_std: float) -> float:
+def mu_std(storage: ReplayStorage, action_std: float, setting: float | str = "auto") -> float:
     """Chooses the standard deviation of ``mu`` for logged continuous actions.
 
     The critic cannot evaluate actions far from the data, so the samples of ``mu`` must not spread
@@ -25,12 +25,15 @@ def mu_std(storage: ReplayStorage, action_std: float) -> float:
 
     Args:
         storage: the logged data.
-        action_std: the policy's standard deviation, the upper limit of the result.
+        action_std: the policy's standard deviation.
+        setting: ``offline.mu_std``.
 
     Returns:
-        The noise of the data by :func:`action_noise`, clipped to ``[MIN_STD, action_std]``;
-        ``action_std`` if there is no estimate.
+        The setting if it is a number. Otherwise the noise of the data by :func:`action_noise`,
+        clipped to ``[MIN_STD, action_std]``; ``action_std`` if there is no estimate.
     """
+    if not isinstance(setting, str):
+        return setting
     noise = None if storage.spec.image else action_noise(storage)
     return action_std if noise is None else min(max(noise, MIN_STD), action_std)
 
