@@ -32,7 +32,7 @@ def row(file: Path) -> dict[str, Any]:
     for result in results:
         score = result.get("evaluation", {}).get("env_runners", {}).get("episode_return_mean")
         if score is not None:
-            thousands = round(result["num_env_steps_sampled_lifetime"] / 1000)
+            thousands = 10 * round(result["num_env_steps_sampled_lifetime"] / 10_000)
             scores[f"{thousands}K"] = round(score, 1)
     episodes = results[-1]["env_runners"].get("hist_stats", {}).get("episode_reward", [])[-10:]
     return {
