@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,3 +62,12 @@ class Spec:
             "terminateds": ((), np.dtype("bool")),
             "action_dist_inputs": ((self.action_dim,), np.dtype("float32")),
         }
+
+
+class LoggedMu(NamedTuple):
+    """The policy ``mu`` that chose logged continuous actions."""
+
+    std: float
+    """Its standard deviation."""
+    clipped: bool
+    """Whether the environment executed its samples clipped to [-1, 1]."""

@@ -90,7 +90,7 @@ def scripted(spec, settings, **kwargs):
     return learner, ScriptedView(episodes(spec), spec)
 
 
-def evenly(params, n, generator=None):
+def evenly(params, n, generator=None, std=None):
     return params.unsqueeze(-2) + torch.linspace(-0.7, 1.1, n).unsqueeze(-1), None
 
 

@@ -104,7 +104,7 @@ class ScriptedView(ReplayView):
         return self.script[self.position - count : self.position]
 
 
-def evenly(params, n, generator=None):
+def evenly(params, n, generator=None, std=None):
     """Returns actions at fixed distances from the mean, in place of samples."""
     distances = torch.linspace(-0.7, 1.1, n, device=params.device)
     return params.unsqueeze(-2) + distances.unsqueeze(-1), None

@@ -139,9 +139,8 @@ def test_gaussian_proposals_have_the_moments_of_mu():
 
 def test_only_proposals_have_the_std_of_mu():
     actor = gaussian_actor()
-    actor.mu_std = 0.1
     params = torch.zeros(10_000, 2)
-    actions, _ = actor.proposals(params, 1)
+    actions, _ = actor.proposals(params, 1, std=0.1)
     assert actions.std().item() == pytest.approx(0.1, rel=0.05)
     assert actor.sample(params).std().item() == pytest.approx(0.4, rel=0.05)
 

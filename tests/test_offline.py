@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from helpers import stored
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.offline.json_writer import JsonWriter
@@ -17,12 +18,15 @@ from qwr_rllib import QWR, AWRConfig, QWRConfig
 from qwr_rllib.cli.experiments import ConfigError, Overrides, check_experiment
 from qwr_rllib.envs.spaces import fitted, spec_of
 from qwr_rllib.learning.config import defaults_of
+from qwr_rllib.learning.networks import QWRNetworks
+from qwr_rllib.learning.targets import ActionSampler
 from qwr_rllib.local import LocalTrainer
-from qwr_rllib.offline import MU_KEY, OfflineConfig, load, mean_return, mu_std
+from qwr_rllib.offline import MU_KEY, OfflineConfig, load, logged_mu, mean_return
 from qwr_rllib.offline.noise import action_noise
 from qwr_rllib.replay.fragments import Fragment
-from qwr_rllib.replay.replica import ReplayView
+from qwr_rllib.replay.replica import ReplayView, TransitionView
 from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.specs import LoggedMu
 
 minari = pytest.importorskip("minari")
 from minari.data_collector import EpisodeBuffer  # noqa: E402
@@ -130,13 +134,36 @@ def test_noise_that_an_episode_shares_is_noise():
 def test_one_episode_says_nothing_about_noise():
     storage = logged_policy(0.1, num_episodes=1)
     assert action_noise(storage) is None
-    assert mu_std(storage, action_std=0.4) == 0.4
-    assert mu_std(storage, action_std=0.4, setting=0.7) == 0.7
+    assert logged_mu(storage, action_std=0.4).std == 0.4
+    assert logged_mu(storage, action_std=0.4, std=0.7).std == 0.7
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.0, 0.05), (1.0, 0.4)])
 def test_the_std_of_mu_is_bounded(noise, expected):
-    assert mu_std(logged_policy(noise), action_std=0.4) == expected
+    assert logged_mu(logged_policy(noise), action_std=0.4).std == expected
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_samples_that_the_environment_clips_are_evaluated_clipped(clipped):
+    """A critic that is the sum of the action; ``mu`` is outside of the range."""
+
+    class Critic:
+        def features(self, view, states, features):
+            return states
+
+        def q_values(self, features, actions):
+            return actions.sum(-1)
+
+    spec = spec_of(Box.observation_space, Box.action_space)
+    columns = {"obs": torch.zeros(6, 2), "action_dist_inputs": torch.full((6, 2), 3.0)}
+    columns |= {"actions": torch.zeros(3, 2), "rewards": torch.zeros(3)}
+    columns |= {"terminateds": torch.zeros(3, dtype=torch.bool)}
+    sample = ActionSampler(QWRNetworks(spec).actor, 4, torch.Generator())
+    sample.logged_mu = LoggedMu(0.01, clipped)
+    found = sample(Critic(), TransitionView(spec, columns), torch.arange(3))
+    expected = torch.full((3, 4), 2.0 if clipped else 6.0)
+    torch.testing.assert_close(found.q_values, expected, rtol=0, atol=0.1)
+    assert found.actions.mean().item() == pytest.approx(3, abs=0.1)  # not what is regressed onto
 
 
 # Minari
@@ -485,6 +512,7 @@ def test_damaged_output_of_rllib_is_refused(tmp_path):
 
 def pendulum(steps=40):
     env = gym.make("Pendulum-v1")
+    env.action_space.seed(0)
     made = []
     for number in range(2):
         observations = [env.reset(seed=number)[0]]
@@ -521,7 +549,7 @@ def test_training_offline_then_online(local_ray, kind, tmp_path):
     algo = config.build_algo()
     try:
         results = [algo.train() for _ in range(2)]
-        assert algo.learner.mu_std == pytest.approx(0.4)  # random actions have much noise
+        assert algo.learner.logged_mu == (0.4, True)  # random actions have much noise
         for result in results:
             assert result["num_env_steps_sampled_lifetime"] == 0
             assert result["replay"]["num_rows"] == 80
@@ -551,7 +579,7 @@ def test_training_without_ray_on_logged_data():
     assert trainer.evaluate(1) != before
     assert (trainer.iteration, trainer.num_env_steps, trainer.view.num_rows) == (1, 0, 80)
     assert trainer.learner.networks.normalizer.count == 80
-    assert trainer.learner.mu_std == pytest.approx(0.4)
+    assert trainer.learner.logged_mu == (0.4, True)
     assert "moved" not in metrics
     settings["offline"] |= {"iterations": 1}
     with pytest.raises(ValueError, match=r"offline\.iterations must be None, got 1"):
@@ -570,15 +598,15 @@ def test_the_noise_of_logged_actions_is_kept_until_rows_are_collected(local_ray,
     algo = config.build_algo()
     try:
         algo.train()
-        assert algo.learner.mu_std == 0.07
+        assert algo.learner.logged_mu == (0.07, True)
         path = algo.save(str(tmp_path / "saved")).checkpoint.path
     finally:
         algo.stop()
     restored = QWR.from_checkpoint(path)
     try:
-        assert restored.learner.mu_std == 0.07
+        assert restored.learner.logged_mu == (0.07, True)
         restored.train()
-        assert restored.learner.mu_std == 0.4
+        assert restored.learner.logged_mu is None
     finally:
         restored.stop()
 

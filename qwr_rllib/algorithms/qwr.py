@@ -51,7 +51,7 @@ from qwr_rllib.learning.config import (
 )
 from qwr_rllib.learning.learner import Learner
 from qwr_rllib.learning.networks import networks_of
-from qwr_rllib.offline import OfflineConfig, load, mu_std
+from qwr_rllib.offline import OfflineConfig, load, logged_mu
 from qwr_rllib.prometheus import RunMetrics
 from qwr_rllib.replay.client import ReplayClient
 from qwr_rllib.replay.replica import ReplayView
@@ -452,18 +452,15 @@ class QWR(Algorithm):
         with contextlib.closing(creator(EnvContext(self.config.env_config, 0))) as env:
             storage = self.config.load_offline(env)
         self._num_rows_offline = storage.num_rows_inserted_lifetime
-        if not storage.spec.discrete:
-            assert self._offline is not None
-            std = mu_std(storage, self.config.action_std, self._offline.mu_std)
-            logger.info("The standard deviation of mu on logged data is %.3g.", std)
-            self.learner.mu_std = std
+        assert self._offline is not None
+        self.learner.logged_mu = logged_mu(storage, self.config.action_std, self._offline.mu_std)
+        logger.info("The policy of the logged actions: %s", self.learner.logged_mu)
         self.replay_client.call("load", storage.state_arrays())
         self._update_view()
 
     def _collect(self) -> None:
         """Collects an iteration's rows; see :class:`Collector`."""
-        if self._offline is not None and not self.view.spec.discrete:
-            self.learner.mu_std = self.config.action_std  # rows of the policy come too
+        self.learner.logged_mu = None  # rows of the policy join those of logged data
         collected = self.collector.complete(self._num_steps_in_view, self.learner.num_actor_updates)
         self._blocked_s = collected.blocked_s
         refused = collected.metrics["num_rows_refused_lifetime"] - self._replay_metrics.get(

@@ -48,6 +48,7 @@ from qwr_rllib.learning.targets import (
 )
 from qwr_rllib.learning.update import RegressionStep
 from qwr_rllib.replay.replica import ReplayView, Slices, View
+from qwr_rllib.specs import LoggedMu
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Learner:
         self._inputs = NetworkInputs(networks, None if on_gpu else compiler)
         self._by_critic = CriticEvaluator(self.critic, self._inputs, compiler)
         self._by_target = CriticEvaluator(self.target_critic, self._inputs, compiler)
-        sample = ActionSampler(self.actor, config.n_action_samples, self._generator)
+        sample = self._sampler = ActionSampler(self.actor, config.n_action_samples, self._generator)
         self._bootstrap: Bootstrap
         self._candidates: CandidateSource
         if config.critic_type == "v":
@@ -150,16 +151,13 @@ class Learner:
             update(obs)
 
     @property
-    def mu_std(self) -> float | None:
-        """Standard deviation of the stored ``mu``; ``None`` for discrete actions.
+    def logged_mu(self) -> LoggedMu | None:
+        """What ``mu`` is for logged continuous actions; ``None`` if the policy collected all."""
+        return self._sampler.logged_mu
 
-        By default it is the policy's. Set it for logged data, whose noise may differ.
-        """
-        return getattr(self.actor, "mu_std", None)
-
-    @mu_std.setter
-    def mu_std(self, std: float) -> None:
-        self.actor.mu_std = std
+    @logged_mu.setter
+    def logged_mu(self, logged_mu: LoggedMu | None) -> None:
+        self._sampler.logged_mu = logged_mu
 
     def train(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
         """Trains for one iteration: the critic phase, then the actor phase.
@@ -422,7 +420,7 @@ class Learner:
             "actor_optimizer": self._actor_step.state_dict(),
             "generator": self._generator.get_state(),
             "gamma": self.gamma,
-            "mu_std": self.mu_std,
+            "logged_mu": self.logged_mu and tuple(self.logged_mu),
             "num_critic_updates": self.num_critic_updates,
             "num_actor_updates": self.num_actor_updates,
             "num_target_updates": self.num_target_updates,
@@ -446,8 +444,8 @@ class Learner:
                 "The checkpoint is of another kind of device: random numbers begin anew."
             )
         self.gamma = state.get("gamma", self.gamma)  # older checkpoints have no gamma
-        if (std := state.get("mu_std")) is not None:
-            self.mu_std = std
+        logged_mu = state.get("logged_mu")
+        self.logged_mu = logged_mu and LoggedMu(*logged_mu)
         for counter in ("num_critic_updates", "num_actor_updates", "num_target_updates"):
             setattr(self, counter, state[counter])
 

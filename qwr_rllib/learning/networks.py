@@ -223,8 +223,6 @@ class GaussianActor(nn.Module):
         self.body = body.apply(_glorot)
         self.head = _small_head(in_features, action_dim)
         self.action_std = action_std
-        self.mu_std = action_std
-        """Standard deviation of the stored ``mu``, by default the policy's."""
 
     def forward(self, obs: Tensor) -> Tensor:
         return self.head(self.body(obs))
@@ -234,19 +232,23 @@ class GaussianActor(nn.Module):
 
     def sample(self, params: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Samples one action for each state, ``(..., d)`` to ``(..., d)``."""
-        return self._sample(params, 1, generator, self.action_std).squeeze(-2)
-
-    @staticmethod
-    def _sample(params: Tensor, n: int, generator: torch.Generator | None, std: float) -> Tensor:
-        shape = (*params.shape[:-1], n, params.shape[-1])
-        noise = torch.randn(shape, generator=generator, device=params.device)
-        return torch.add(params.unsqueeze(-2), noise, alpha=std)
+        return self.proposals(params, 1, generator)[0].squeeze(-2)
 
     def proposals(
-        self, params: Tensor, n: int, generator: torch.Generator | None = None
+        self,
+        params: Tensor,
+        n: int,
+        generator: torch.Generator | None = None,
+        std: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns ``n`` samples of ``mu``, ``(..., n, d)``, and ``None``."""
-        return self._sample(params, n, generator, self.mu_std), None
+        """Returns ``n`` samples of ``mu``, ``(..., n, d)``, and ``None``.
+
+        ``std`` is the standard deviation of ``mu``, by default the policy's.
+        """
+        shape = (*params.shape[:-1], n, params.shape[-1])
+        noise = torch.randn(shape, generator=generator, device=params.device)
+        alpha = self.action_std if std is None else std
+        return torch.add(params.unsqueeze(-2), noise, alpha=alpha), None
 
     def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
         """Returns ``log pi(a|s)``, both ``(..., d)`` to ``(...)``."""
@@ -302,7 +304,11 @@ class CategoricalActor(nn.Module):
         return actions.reshape(*params.shape[:-1], n)
 
     def proposals(
-        self, params: Tensor, n: int, generator: torch.Generator | None = None
+        self,
+        params: Tensor,
+        n: int,
+        generator: torch.Generator | None = None,
+        std: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns ``n`` samples of ``mu``, ``(..., n)``, and ``None``.
 

@@ -18,6 +18,7 @@ from qwr_rllib.learning.config import LearnerConfig
 from qwr_rllib.learning.evaluation import CriticEvaluator, tile_size
 from qwr_rllib.learning.networks import CategoricalActor, GaussianActor
 from qwr_rllib.replay.replica import Slices, View
+from qwr_rllib.specs import LoggedMu
 
 
 class Candidates(NamedTuple):
@@ -48,6 +49,8 @@ class ActionSampler:
         self._actor = actor
         self._n = n
         self._generator = generator
+        self.logged_mu: LoggedMu | None = None
+        """What ``mu`` is for logged actions; ``None`` for those of the policy."""
 
     def __call__(
         self,
@@ -59,12 +62,14 @@ class ActionSampler:
         """Samples actions at ``states`` ``(k,)``; ``features`` are those of all slots, if known."""
         mu = view.columns["action_dist_inputs"][states]
         n = mu.shape[-1] if isinstance(self._n, str) else self._n
-        actions, probs = self._actor.proposals(mu, n, self._generator)
+        std, clipped = self.logged_mu or (None, False)
+        actions, probs = self._actor.proposals(mu, n, self._generator, std)
+        executed = actions.clamp(-1, 1) if clipped else actions
         tile = tile_size(view)
         values = [
             # In tiles, so that their features are still in a core's cache for the actions.
             critic.q_values(critic.features(view, some, features), of_some)
-            for some, of_some in zip(states.split(tile), actions.split(tile), strict=True)
+            for some, of_some in zip(states.split(tile), executed.split(tile), strict=True)
         ]
         return Candidates(torch.cat(values), actions, probs)
 

@@ -211,7 +211,7 @@ class LocalTrainer:
 
     def _fill(self, env: gym.Env) -> None:
         """Fills the replay with the logged data of the config's ``offline``."""
-        from qwr_rllib.offline import OfflineConfig, load, mu_std  # reading needs Ray
+        from qwr_rllib.offline import OfflineConfig, load, logged_mu  # reading needs Ray
 
         offline = from_mapping(OfflineConfig, self.config["offline"], "offline")
         if offline.iterations is not None:
@@ -227,9 +227,7 @@ class LocalTrainer:
             self.config["margin"],
             reward_clip=self.config["reward_clip"],
         )
-        if not self.spec.discrete:
-            std = mu_std(self.storage, self.config["action_std"], offline.mu_std)
-            self.learner.mu_std = std
+        self.learner.logged_mu = logged_mu(self.storage, self.config["action_std"], offline.mu_std)
         self._update_view()
 
     def _update_view(self) -> torch.Tensor:

@@ -47,7 +47,7 @@ class OfflineConfig:
     none. ``"taken"`` always uses the taken action."""
     mu_std: float | Literal["auto"] = setting("auto", POSITIVE | "auto")
     """Standard deviation of ``mu`` for continuous actions, while nothing is collected. ``"auto"``
-    estimates it from the data: see :func:`~qwr_rllib.offline.noise.mu_std`."""
+    estimates it from the data: see :func:`~qwr_rllib.offline.noise.logged_mu`."""
     smoothing: float = setting(0.1, Rule("a number in (0, 1]", _is_share))
     """Share of the uniform distribution in a ``mu`` made from a discrete taken action."""
     check_env: bool = setting(True, BOOLEAN)

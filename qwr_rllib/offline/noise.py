@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qwr_rllib.replay.storage import ReplayStorage
+from qwr_rllib.specs import LoggedMu
 
 MAX_ROWS = 100_000
 """Rows among which neighbours are searched; of more rows a random part."""
@@ -17,25 +18,31 @@ MIN_STD = 0.05
 AT_ONCE = 50  # states; their distances to all others are in memory
 
 
-def mu_std(storage: ReplayStorage, action_std: float, setting: float | str = "auto") -> float:
-    """Chooses the standard deviation of ``mu`` for logged continuous actions.
+def logged_mu(
+    storage: ReplayStorage, action_std: float, std: float | str = "auto"
+) -> LoggedMu | None:
+    """Describes the policy ``mu`` of logged actions.
 
-    The critic cannot evaluate actions far from the data, so the samples of ``mu`` must not spread
-    more than the data's own noise.
+    The critic cannot evaluate actions far from the data. So the samples of ``mu`` must not spread
+    more than the data's own noise, and those that the environment would clip are evaluated clipped,
+    as the logged actions are.
 
     Args:
         storage: the logged data.
         action_std: the policy's standard deviation.
-        setting: ``offline.mu_std``.
+        std: ``offline.mu_std``. ``"auto"`` is the noise of the data by :func:`action_noise`,
+            clipped to ``[MIN_STD, action_std]``, and ``action_std`` if there is no estimate.
 
     Returns:
-        The setting if it is a number. Otherwise the noise of the data by :func:`action_noise`,
-        clipped to ``[MIN_STD, action_std]``; ``action_std`` if there is no estimate.
+        ``None`` for discrete actions.
     """
-    if not isinstance(setting, str):
-        return setting
-    noise = None if storage.spec.image else action_noise(storage)
-    return action_std if noise is None else min(max(noise, MIN_STD), action_std)
+    if storage.spec.discrete:
+        return None
+    if isinstance(std, str):
+        noise = None if storage.spec.image else action_noise(storage)
+        std = action_std if noise is None else min(max(noise, MIN_STD), action_std)
+    slots = np.concatenate([slots for _, slots in storage.trajectories()])
+    return LoggedMu(std, clipped=bool((np.abs(storage.columns["actions"][slots]) <= 1).all()))
 
 
 def action_noise(storage: ReplayStorage) -> float | None:
