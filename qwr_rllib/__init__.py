@@ -72,8 +72,8 @@ def _is_command() -> bool:
 def _is_ray_worker() -> bool:
     """Returns whether Ray started this process, for tasks or an actor.
 
-    Its driver has registered the names. Importing RLlib would take seconds and 300 MB, which the
-    replay actor does not need.
+    Its driver has registered the names. The replay actor does not need RLlib, whose import takes
+    seconds and much memory.
     """
     return os.path.basename(sys.argv[0]) == "default_worker.py"
 

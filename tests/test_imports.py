@@ -134,7 +134,7 @@ assert _global_registry.contains(ENV_CREATOR, "Atari100k")
 
 @pytest.mark.ray
 def test_a_worker_process_of_ray_registers_on_first_use(local_ray):
-    """The replay actor does without seconds of imports and 300 MB."""
+    """The replay actor needs neither torch nor RLlib."""
 
     @ray.remote
     def loaded() -> tuple[set[str], bool]:

@@ -312,7 +312,8 @@ class CategoricalActor(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Returns ``n`` samples of ``mu``, ``(..., n)``, and ``None``.
 
-        If ``n`` is at least d, returns all actions and ``mu(a|s)``, both ``(..., d)``.
+        If ``n`` is at least d, returns all actions and ``mu(a|s)``, both ``(..., d)``. ``std`` has
+        no effect: logits say all of ``mu``.
         """
         if n < self.num_actions:
             return self._sample(params, n, generator), None
