@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from qwr_rllib._moved import MOVED
 
@@ -133,16 +132,32 @@ assert _global_registry.contains(ENV_CREATOR, "Atari100k")
 
 
 @pytest.mark.ray
-def test_a_worker_process_of_ray_registers_on_first_use(local_ray):
+def test_a_worker_process_of_ray_imports_no_more_than_it_needs(local_ray):
     """The replay actor needs neither torch nor RLlib."""
 
     @ray.remote
-    def loaded() -> tuple[set[str], bool]:
+    def loaded() -> set[str]:
         import qwr_rllib.replay.actor  # noqa: F401
 
-        heavy = {"torch", "ray.rllib"} & sys.modules.keys()
-        from qwr_rllib import QWRConfig  # noqa: F401
+        return {"torch", "ray.rllib"} & sys.modules.keys()
 
-        return heavy, _global_registry.contains(TRAINABLE_CLASS, "QWR")
+    assert ray.get(loaded.remote()) == set()
 
-    assert ray.get(loaded.remote()) == (set(), True)
+
+def test_a_worker_process_of_ray_registers_on_first_use():
+    result = run(
+        """
+import sys
+
+sys.argv[0] = "default_worker.py"
+import qwr_rllib
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry
+
+assert not _global_registry.contains(TRAINABLE_CLASS, "QWR")
+from qwr_rllib import AWRConfig
+
+assert _global_registry.contains(TRAINABLE_CLASS, "QWR")
+""",
+        before="",
+    )
+    assert result.returncode == 0, result.stderr
