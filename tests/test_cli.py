@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +21,6 @@ import pytest
 import ray
 import torch
 from click.testing import CliRunner, Result
-from ray._private.services import psutil  # Ray contains it
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.policy.policy import Policy
 from ray.rllib.utils.spaces.space_utils import unsquash_action
@@ -471,7 +469,7 @@ def train_walk(project: Path, results: Path, *more: str) -> list[object]:
 
 @pytest.fixture(scope="module")
 def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was interrupted, timed out, killed, and resumed to its end."""
+    """A run that was interrupted, timed out, and resumed to its end."""
     results = tmp_path_factory.mktemp("results")
     with running(project, *train_walk(project, results)) as process:
         wait_for(process, r"^walk: QWR on CliWalk-v0, until training_iteration 100000$")
@@ -503,25 +501,11 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert re.search(r"^Resume: rllib train file .* --resume$", output, re.MULTILINE)
     last = [str(int(done) + 1), *re.findall(r"^ *(\d+) +\d+ ", output, re.MULTILINE)][-1]
 
-    with running(project, *train_walk(project, results, "--resume")) as process:
-        [done] = wait_for(process, r"goes on after iteration (\d+)").groups()
-        assert done == last
-        wait_for(process, rf"^ *{int(done) + 10} +{40 * int(done) + 400} ")
-        started = psutil.Process(process.pid).children(recursive=True)
-        assert any("raylet" in child.name() for child in started)
-        assert any("RolloutWorker" in child.cmdline()[0] for child in started)
-        # Ray's two agents look for their raylet only once a minute: they are awaited at the end.
-        agents = [child for child in started if "Agent" in child.cmdline()[0]]
-        process.kill()
-        assert_gone([child for child in started if child not in agents])
-
-    end = int(done) + 20
+    end = int(last) + 10
     stop = json.dumps({"training_iteration": end})
     with running(project, *train_walk(project, results, "--resume", "--stop", stop)) as process:
-        # The kill loses about the last second: some of the 10 iterations are kept.
-        [after] = wait_for(process, r"goes on after iteration (\d+)").groups()
-        assert int(done) < int(after) < end
-        wait_for(process, rf"^ *{int(after) + 1} +{40 * int(after) + 40} ")
+        wait_for(process, f"goes on after iteration {last},")
+        wait_for(process, rf"^ *{int(last) + 1} +{40 * int(last) + 40} ")
         output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
     assert re.search(rf"^Results: {results}/walk$", output, re.MULTILINE)
@@ -531,25 +515,10 @@ def trained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate = rf"^Evaluate: rllib evaluate {results}/walk/QWR_\S+/checkpoint_\d+ --file "
     assert re.search(evaluate, output, re.MULTILINE)
     assert len(list(results.glob("walk/QWR_*/checkpoint_*"))) == 3  # num_to_keep of the file
-    assert_gone(agents)
     return results / "walk"
 
 
-def assert_gone(processes: list[psutil.Process]) -> None:
-    """Checks that no process outlives the command."""
-
-    def alive(process: psutil.Process) -> bool:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    deadline = time.monotonic() + 300
-    while left := [process for process in processes if alive(process)]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
-
-
-def test_interrupt_timeout_kill_resume(trained: Path) -> None:
+def test_interrupt_timeout_resume(trained: Path) -> None:
     assert trained.is_dir()
 
 
@@ -776,11 +745,11 @@ def assert_refused_after_choice(result: Result, *parts: str) -> None:
 
 
 def test_failed_trial(project: Path, tmp_path: Path) -> None:
-    arguments = ["--storage-path", tmp_path, "--ray-num-cpus", 2]
-    with running(project, "train", "file", project / "stumble.py", *arguments) as process:
-        output, errors = process.communicate(timeout=300)
-    assert process.returncode == 1, output + errors
-    match = re.fullmatch(r"Error: QWR_\S+: .*one leg too few \(see (.*)\)\n", errors)
-    assert match, errors
+    options = ["--storage-path", tmp_path, "--ray-num-cpus", 2]
+    result = invoke("train", "file", project / "stumble.py", *options)
+    assert result.exit_code == 1, result.output
+    match = re.fullmatch(r"Error: QWR_\S+: .*one leg too few \(see (.*)\)\n", result.stderr)
+    assert match, result.stderr
     assert 'stumble.py", line' in Path(match[1]).read_text()  # the place in the traceback
-    assert "Resume: rllib train file" in output
+    assert re.search(r"^Resume: .* --resume$", result.stdout, re.MULTILINE)
+    assert not ray.is_initialized()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from qwr_rllib.cli import rllib
 from qwr_rllib.cli.errors import ConfigError
 from qwr_rllib.cli.experiments import Overrides, check_experiment
 from qwr_rllib.cli.loggers import make_loggers
@@ -74,17 +75,16 @@ def test_wandb_without_a_key_is_refused_before_anything_starts(
         check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
 
 
-def test_results_are_in_all_three(tmp_path: Path) -> None:
+def test_results_are_in_all_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "logged.yaml").write_text(FILE.format(folder=tmp_path))
-    command = [sys.executable, "-m", "qwr_rllib.cli", "train", "file", "logged.yaml"]
-    command += ["--storage-path", str(tmp_path / "results"), "--ray-num-cpus", "1"]
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    arguments = ["train", "file", tmp_path / "logged.yaml", "--ray-num-cpus", 1]
+    arguments += ["--storage-path", tmp_path / "results"]
+    ended = CliRunner().invoke(rllib, list(map(str, arguments)))
+    assert ended.exit_code == 0, ended.output
 
     [events] = tmp_path.glob("results/logged/QWR_*/events.out.tfevents.*")
     assert b"ray/tune/learner/critic_loss" in events.read_bytes()

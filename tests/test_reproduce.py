@@ -1,24 +1,25 @@
 """The cells of benchmarks/reproduce.py; one cell is run, kept and not run again."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "reproduce.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def reproduce(*arguments):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
+@pytest.fixture
+def reproduce(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import reproduce as script
+
+    return lambda *arguments: CliRunner().invoke(script.main, list(map(str, arguments)))
 
 
-def test_campaigns_have_the_papers_cells(tmp_path):
+def test_campaigns_have_the_papers_cells(reproduce, tmp_path):
     for campaign, count in ((("--table", 1), 16), (("--table", 2), 24), (("--figure", 1), 24)):
         found = reproduce(*campaign, "--seeds", 1, "--results", tmp_path, "--dry-run").stdout
         assert f"0 of {count} cells are done" in found
@@ -26,14 +27,14 @@ def test_campaigns_have_the_papers_cells(tmp_path):
         assert len(set(names)) == count
 
 
-def test_what_does_not_belong_to_a_campaign_is_named():
+def test_what_does_not_belong_to_a_campaign_is_named(reproduce):
     result = reproduce("--table", 2, "--env", "Hopper-v5", "--dry-run")
-    assert result.returncode == 2
+    assert result.exit_code == 2
     assert "--env of table 2 is one of boxing, breakout" in result.stderr
-    assert reproduce("--steps", 1000).returncode == 2
+    assert reproduce("--steps", 1000).exit_code == 2
 
 
-def test_a_cell_is_run_kept_and_not_run_again(tmp_path):
+def test_a_cell_is_run_kept_and_not_run_again(reproduce, tmp_path):
     config = {"n_critic_steps": 1, "n_actor_steps": 1, "n_interactions": 30, "compile": False}
     config |= {"evaluation_duration": 1}
     arguments = [
@@ -42,7 +43,7 @@ def test_a_cell_is_run_kept_and_not_run_again(tmp_path):
         *("--storage-path", tmp_path / "storage", "--jobs", 1),
     ]
     first = reproduce(*arguments)
-    assert first.returncode == 0, first.stdout + first.stderr
+    assert first.exit_code == 0, first.stdout + first.stderr
     place = tmp_path / "kept" / "awr" / "AWR_Hopper-v5_seed0" / "result.json"
     rows = [json.loads(line) for line in place.read_text().splitlines()]
     assert [row["num_env_steps_sampled_lifetime"] for row in rows] == [30, 60, 90]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import ray
 from click.testing import CliRunner, Result
 from ray import tune
+from ray._private.services import psutil  # Ray contains it
 from ray.tune.search.sample import Categorical, Float, Integer
 
 from qwr_rllib import QWR, QWRConfig
@@ -300,7 +303,8 @@ imports: [pace]
 grid:
   run: QWR
   env: SweepPace-v0
-  stop: {training_iteration: 4}
+  stop: {training_iteration: 60}
+  checkpoint_config: {checkpoint_frequency: 1, num_to_keep: 1}
   reuse_actors: true
   config: &small
     env_config: {length: {grid_search: [10, 0, 20]}}
@@ -348,6 +352,20 @@ def results_of(experiment: Path, trial: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """Checks that no process outlives the command."""
+
+    def alive(process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    deadline = time.monotonic() + 300
+    while left := [process for process in processes if alive(process)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+
+
 def test_killed_sweep_goes_on_with_what_was_unfinished(tmp_path: Path) -> None:
     (tmp_path / "pace.py").write_text(PACE)
     (tmp_path / "sweeps.yaml").write_text(SWEEPS)
@@ -358,15 +376,21 @@ def test_killed_sweep_goes_on_with_what_was_unfinished(tmp_path: Path) -> None:
     seen: list[str] = []
     for line in killed.stdout:
         seen.append(line)
-        # The first trial has ended, the second has failed, the third has begun.
-        if re.search(r"^ *00002 +1 ", line):
+        # The first trial has ended, the second has failed, the third is in its middle.
+        if re.search(r"^ *00002 +30 ", line):
             break
+    started = psutil.Process(killed.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in started)
+    assert any(child.cmdline()[0].startswith("ray::QWR") for child in started)
+    # Ray's two agents look for their raylet only once a minute: they are awaited at the end.
+    agents = [child for child in started if "Agent" in child.cmdline()[0]]
     killed.kill()
     _, errors = killed.communicate()
+    assert_gone([child for child in started if child not in agents])
     assert seen, errors
     assert re.search("_00001: failed", "".join(seen)), "".join(seen) + errors
     before = results_of(grid, "00000")
-    assert [result["training_iteration"] for result in before] == [1, 2, 3, 4]
+    assert [result["training_iteration"] for result in before] == list(range(1, 61))
 
     resumed = start(tmp_path, "--resume")
     output, errors = resumed.communicate(timeout=500)
@@ -378,7 +402,11 @@ def test_killed_sweep_goes_on_with_what_was_unfinished(tmp_path: Path) -> None:
     assert statuses(grid) == ["TERMINATED", "ERROR", "TERMINATED"]
     assert results_of(grid, "00000") == before
     assert not re.search(r"^ *00000 +\d+ ", output.split("Results: ")[0], re.MULTILINE)
-    assert results_of(grid, "00002")[-1]["training_iteration"] == 4
+    # The kill loses about the last second of the third trial.
+    [after] = re.findall(r"_00002: goes on after iteration (\d+),", output, re.MULTILINE)
+    assert 0 < int(after) < 60
+    iterations = [result["training_iteration"] for result in results_of(grid, "00002")]
+    assert iterations[-1] == 60
     assert len((grid / "commands.txt").read_text().splitlines()) == 2
 
     # The search ran after the grid and ended.
@@ -395,6 +423,7 @@ import gymnasium as gym
 import numpy as np
 import ray
 from ray import tune
+from ray._private.services import psutil  # Ray contains it
 
 from qwr_rllib import QWR, QWRConfig
 
