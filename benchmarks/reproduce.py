@@ -3,6 +3,7 @@
     python benchmarks/reproduce.py --table 1 --seeds 5 --jobs 2
     python benchmarks/reproduce.py --table 2 --in-process cuda --jobs 6 --results results
     python benchmarks/reproduce.py --figure 1 --seeds 3 --jobs 2
+    python benchmarks/reproduce.py --figure 2 --seeds 3 --jobs 2
     qwr report results/table1 --out results/table1/report      # pip install -e '.[report]'
 
 A cell is a variant of the algorithm, a task and a seed. It runs ``rllib train`` with its own Ray on
@@ -10,6 +11,9 @@ one CPU, for 100K interactions. Cells with results in ``--results`` are done, on
 they ran. An interrupted cell resumes from its last checkpoint below ``--storage-path``. Each seed
 runs on every task before the next seed. Before anything starts, the script prints which cells are
 done, which are missing and about how long they will take; ``--dry-run`` stops there.
+
+The cells of Figure 2 train on 50 episodes of policies that come with the package. The script
+records data sets that are missing: it needs ``pip install -e '.[offline]'``.
 
 Ray Tune can also run Figure 1: ``rllib train file tuned_examples/qwr-ablation-halfcheetah.yaml``.
 Here its cells run one by one instead, so that several machines can share them.
@@ -66,6 +70,9 @@ GAMES_ONLY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 EXAMPLES = Path(__file__).parents[1] / "tuned_examples"
 BUDGET = 100_000
+ITERATIONS_ON_LOGGED_DATA = 20
+# Environments and the policies of the package whose most likely actions are the data of Figure 2.
+EXPERTS = {"Hopper-v5": "hopper", "Walker2d-v5": "walker", "HalfCheetah-v5": "halfcheetah"}
 EVALUATION = {
     "evaluation_interval": 10,
     "evaluation_duration": 10,
@@ -127,10 +134,35 @@ def figure1(seed: int) -> Iterator[Cell]:
         yield Cell(variant, "QWR", env, env, EVALUATION | varied | {"seed": seed})
 
 
+def figure2(seed: int) -> Iterator[Cell]:
+    cloning = ("QWR", {"beta": 1e6, "n_critic_steps": 0})  # equal weights for all actions
+    variants = {"qwr-lse": BACKUPS["qwr-lse"], "awr": ("AWR", {}), "cloning": cloning}
+    often = EVALUATION | {"evaluation_interval": 1, "evaluation_duration": 5}
+    for (variant, (algorithm, config)), env in itertools.product(variants.items(), EXPERTS):
+        data = {"offline": {"dataset": f"{EXPERTS[env]}/mode-v0"}, "replay_capacity": 50_000}
+        steps = ITERATIONS_ON_LOGGED_DATA * defaults_of(algorithm)["n_interactions"]
+        settings = often | data | config | {"seed": seed}
+        yield Cell(variant, algorithm, env, env, settings, steps)
+
+
+def record_missing(cells: Iterable[Cell]) -> None:
+    """Records the data sets of cells that Minari's local store does not have."""
+    experts = {cell.config["offline"]["dataset"]: EXPERTS[cell.env] for cell in cells}
+    for dataset, expert in experts.items():
+        from minari.storage import get_dataset_path
+
+        if not get_dataset_path(dataset).exists():
+            from qwr_rllib.cli import qwr  # needs Ray
+
+            recording = ["record", f"pretrained:{expert}", "--dataset-id", dataset, "--seed", "1"]
+            qwr.main(recording, standalone_mode=False)
+
+
 CAMPAIGNS: dict[str, tuple[Callable[[int], Iterator[Cell]], str]] = {
     "table 1": (table1, "results/table1"),
     "table 2": (table2, "results/table2"),
     "figure 1": (figure1, "results/ablation-cells"),
+    "figure 2": (figure2, "results/logged-data"),
 }
 KEPT = (
     *(key.split("/") for key in COLUMNS),
@@ -187,15 +219,18 @@ def ray_command(cell: Cell, storage: Path) -> list[str]:
 def in_process_command(cell: Cell, storage: Path, device: str) -> list[str]:
     """Returns the command that trains or resumes a cell with ``in_process.py``."""
     place = storage / cell.name / "in_process"
+    final = str(cell.config["evaluation_duration"])
+    # For Table 2, evaluations during training are after 30K, 60K and 90K interactions.
+    every, episodes = "15", "10"
+    if cell.task not in GAMES:
+        every, episodes = str(cell.config["evaluation_interval"]), final
     return [
         *(sys.executable, str(Path(__file__).with_name("in_process.py")), cell.env),
         *("--run", cell.algorithm, "--config", json.dumps(cell.config)),
         *("--seed", str(cell.config["seed"]), "--iterations", str(cell.iterations)),
         *("--device", device, "--out", str(place / "result.json")),
         *("--save", str(place / "policy.safetensors"), "--checkpoint", str(place)),
-        # For Table 2, evaluations during training are after 30K, 60K and 90K interactions.
-        *("--evaluate-every", "15" if cell.task in GAMES else "10"),
-        *("--final-episodes", str(cell.config["evaluation_duration"])),
+        *("--evaluate-every", every, "--episodes", episodes, "--final-episodes", final),
     ]
 
 
@@ -222,11 +257,16 @@ def seconds_of(result: Path) -> float:
 
 @click.command()
 @click.option("--table", type=click.IntRange(1, 2), help="Default: 1.")
-@click.option("--figure", type=click.IntRange(1, 1))
+@click.option("--figure", type=click.IntRange(1, 2))
 @click.option("--variant", "variants", multiple=True, help="Default: all.")
 @click.option("--env", "tasks", multiple=True, help="An environment or a game; default: all.")
 @click.option("--seeds", default=5, show_default=True, help="Seeds 0, 1, ... of each task.")
-@click.option("--steps", default=BUDGET, show_default=True, help="Environment steps of a cell.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    show_default=f"{BUDGET}; {ITERATIONS_ON_LOGGED_DATA} iterations of logged data",
+    help="Environment steps of a cell; on logged data, iterations times n_interactions.",
+)
 @click.option("--jobs", default=os.cpu_count(), show_default="CPUs", help="Cells at a time.")
 @click.option(
     "--config",
@@ -258,7 +298,7 @@ def main(
     variants: tuple[str, ...],
     tasks: tuple[str, ...],
     seeds: int,
-    steps: int,
+    steps: int | None,
     jobs: int,
     changes: dict[str, Any],
     device: str | None,
@@ -269,7 +309,7 @@ def main(
     if table and figure:
         raise click.UsageError("--table and --figure do not go together")
     campaign = f"figure {figure}" if figure else f"table {table or 1}"
-    if (changes or device or steps != BUDGET) and not results:
+    if (changes or device or steps) and not results:
         raise click.UsageError(
             "--config, --steps and --in-process need --results: these are other cells"
         )
@@ -285,7 +325,7 @@ def main(
                 allowed = ", ".join(known)
                 raise click.UsageError(f"{option} of {campaign} is one of {allowed}, got {name}")
     cells = [
-        replace(cell, config=cell.config | changes, steps=steps)
+        replace(cell, config=cell.config | changes, steps=steps or cell.steps)
         for cell in everything
         if (not variants or cell.variant in variants) and (not tasks or cell.task in tasks)
     ]
@@ -306,7 +346,7 @@ def main(
     number = ["--figure", str(figure)] if figure else ["--table", str(table or 1)]
     options = ["--config", json.dumps(changes)] if changes else []
     options += ["--in-process", device] if device else []
-    options += ["--steps", str(steps)] if steps != BUDGET else []
+    options += ["--steps", str(steps)] if steps else []
     options += ["--results", str(results)] if options else []
 
     def train(cell: Cell) -> int:
@@ -317,6 +357,8 @@ def main(
         kept = ["python", "benchmarks/reproduce.py", *number, "--variant", cell.variant, *options]
         return run(cell, results, storage, command, shlex.join(kept))
 
+    if campaign == "figure 2":
+        record_missing(missing)
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(train, missing))
     sys.exit(max(codes, default=0))
