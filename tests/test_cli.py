@@ -34,7 +34,7 @@ from qwr_rllib.cli.evaluation import EpisodeResult, played
 from qwr_rllib.cli.experiments import Experiment, Overrides, check_experiment, read_file
 from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import Progress, iteration_return, row, seconds_left
-from qwr_rllib.cli.resume import apply_stop, find_state
+from qwr_rllib.cli.resume import apply_stop, find_state, trim_results
 from qwr_rllib.local.theorem import Trial
 
 pytestmark = pytest.mark.ray
@@ -558,6 +558,22 @@ def test_later_stop_takes_finished_trials_up_again(project: Path, trained: Path)
 
     assert status_with({"training_iteration": 5}) == "TERMINATED"
     assert status_with({"training_iteration": 10**6}) == "PENDING"
+
+
+def test_an_unfinished_line_of_a_log_is_removed(tmp_path: Path) -> None:
+    spec = {"run": "QWR", "env": "Pendulum-v1"}
+    experiment = check_experiment("a", spec, Overrides(storage_path=str(tmp_path)))
+    logs = {"one/result.json": '{"x": 1}\n{"x": 2}\n{"x', "one/progress.csv": "x\n1\n2"}
+    logs |= {"two/result.json": '{"x": 1}\n', "three/result.json": '{"x"', "commands.txt": "rllib"}
+    for name, text in logs.items():
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).write_text(text)
+    trim_results(experiment)
+    kept = {"one/result.json": '{"x": 1}\n{"x": 2}\n', "one/progress.csv": "x\n1\n"}
+    kept |= {"three/result.json": ""}
+    found = {name: (tmp_path / "a" / name).read_text() for name in logs}
+    assert found == logs | kept
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == len(logs)
 
 
 def test_broken_state_is_not_a_new_run(project: Path, trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qwr_rllib import QWRConfig
 
 pytestmark = pytest.mark.ray
+
+ABLATION = Path(__file__).parents[1] / "tuned_examples" / "qwr-ablation-halfcheetah.yaml"
 
 TINY = {
     "n_interactions": 200,
@@ -75,6 +78,17 @@ def test_workers_on_both_nodes_and_one_node_lost(cluster):
     algo.stop()
 
 
+def nodes_of_actors(cluster):
+    """Returns the nodes of each class of actors, also of jobs that have ended, and all nodes."""
+    ray.init(address=cluster.address, log_to_driver=False)
+    where = {}
+    for actor in ray._private.state.state.actor_table(None).values():
+        where.setdefault(actor["ActorClassName"], set()).add(actor["Address"]["NodeID"])
+    both = {node["NodeID"] for node in ray.nodes()}
+    assert len(both) == 2
+    return where, both
+
+
 def test_the_command_line_trains_on_both_nodes(cluster, tmp_path):
     """``rllib train file`` runs on a cluster; a trial of three CPUs needs both nodes."""
     file = tmp_path / "two-nodes.yaml"
@@ -89,14 +103,39 @@ def test_the_command_line_trains_on_both_nodes(cluster, tmp_path):
     (lines,) = Path(tmp_path, "results").glob("two-nodes/*/result.json")
     last = json.loads(lines.read_text().splitlines()[-1])
     assert last["num_env_steps_sampled_lifetime"] == 400
-    # The actors' table outlives the job.
-    ray.init(address=cluster.address, log_to_driver=False)
-    actors = ray._private.state.state.actor_table(None).values()
-    where = {}
-    for actor in actors:
-        where.setdefault(actor["ActorClassName"], set()).add(actor["Address"]["NodeID"])
-    print(where)
-    both = {node["NodeID"] for node in ray.nodes()}
-    assert len(both) == 2
+    where, both = nodes_of_actors(cluster)
     assert where["QWR"] | where["RolloutWorker"] == both
     assert where["Replay"] == where["QWR"]
+
+
+def test_cells_of_the_ablation_on_both_nodes_killed_and_resumed(cluster, tmp_path):
+    cells = {"backup": "max", "margin": {"grid_search": [1, 3, 7]}}
+    config = TINY | cells | {"n_interactions": 40, "n_action_samples": 2, "seed": 0}
+    config["evaluation_interval"] = None
+    stop = {"num_env_steps_sampled_lifetime": 30 * config["n_interactions"]}
+    command = [sys.executable, "-m", "qwr_rllib.cli", "train", "file", str(ABLATION)]
+    command += ["--ray-address", cluster.address, "--storage-path", str(tmp_path / "results")]
+    command += ["--config", json.dumps(config), "--stop", json.dumps(stop)]
+    command += ["--checkpoint-freq", "1"]
+    killed = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    for line in killed.stdout:
+        if re.search(r"^ *0000\d +10 ", line):
+            break
+    killed.kill()
+    killed.communicate()
+
+    resumed = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, cwd=tmp_path, timeout=500
+    )
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    went_on = re.findall(r"goes on after iteration (\d+),", resumed.stdout)
+    assert went_on
+    assert all(0 < int(iteration) < 30 for iteration in went_on)
+    found = set()
+    for path in Path(tmp_path, "results").glob("*/QWR_*/result.json"):
+        *_, last = map(json.loads, path.read_text().splitlines())
+        assert last["num_env_steps_sampled_lifetime"] == 30 * config["n_interactions"]
+        found.add(last["config"]["margin"])
+    assert found == {1, 3, 7}
+    where, both = nodes_of_actors(cluster)
+    assert where["QWR"] == both

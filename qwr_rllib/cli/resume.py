@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 import pyarrow.fs
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
+from ray.tune.result import EXPR_PROGRESS_FILE, EXPR_RESULT_FILE
 from ray.tune.utils import flatten_dict
 
 from qwr_rllib._ray_compat import newest_experiment_state
@@ -60,6 +61,29 @@ def apply_stop(experiment: Experiment, state_path: str) -> set[str]:
     with files.open_output_stream(str(PurePosixPath(path) / name)) as file:
         file.write(json.dumps(state).encode())
     return {trial.trial_id for trial in trials}
+
+
+def trim_results(experiment: Experiment) -> None:
+    """Removes an unfinished last line from the trials' logs, ``result.json`` and ``progress.csv``.
+
+    A kill can end Tune in the middle of a line. On resumption, Tune appends the next result to that
+    line, and both would be unreadable.
+    """
+    files, path = pyarrow.fs.FileSystem.from_uri(experiment.path)
+    logs = [
+        f"{folder.path}/{name}"
+        for folder in files.get_file_info(pyarrow.fs.FileSelector(path))
+        for name in (EXPR_RESULT_FILE, EXPR_PROGRESS_FILE)
+    ]
+    for log in files.get_file_info(logs):
+        if not log.is_file:
+            continue
+        with files.open_input_stream(log.path) as file:
+            text = file.readall()
+        if not text.endswith(b"\n"):
+            with files.open_output_stream(f"{log.path}.new") as file:
+                file.write(text[: text.rfind(b"\n") + 1])
+            files.move(f"{log.path}.new", log.path)  # whole or not at all
 
 
 def _restored(trial_state: str, metadata: str) -> Trial:

@@ -35,7 +35,7 @@ from qwr_rllib.cli.experiments import (
 )
 from qwr_rllib.cli.interruption import Interruption
 from qwr_rllib.cli.progress import EVALUATION, RETURN, Progress, iteration_return, number
-from qwr_rllib.cli.resume import apply_stop, find_state
+from qwr_rllib.cli.resume import apply_stop, find_state, trim_results
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.report import COMMANDS_FILE
 
@@ -143,11 +143,12 @@ def _prepare_resume(experiments: list[Experiment]) -> dict[str, set[str]]:
     if not any(states.values()):
         places = ", ".join(experiment.path for experiment in experiments)
         raise ConfigError(f"nothing to resume in {places}")
-    return {
-        experiment.name: apply_stop(experiment, state)
-        for experiment in experiments
-        if (state := states[experiment.name])
-    }
+    trials = {}
+    for experiment in experiments:
+        if state := states[experiment.name]:
+            trials[experiment.name] = apply_stop(experiment, state)
+            trim_results(experiment)
+    return trials
 
 
 @contextlib.contextmanager
