@@ -28,6 +28,7 @@ The kept part of a cell is what reports read: its configuration, and the columns
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -145,17 +146,32 @@ def figure2(seed: int) -> Iterator[Cell]:
         yield Cell(variant, algorithm, env, env, settings, steps)
 
 
-def record_missing(cells: Iterable[Cell]) -> None:
-    """Records the data sets of cells that Minari's local store does not have."""
-    experts = {cell.config["offline"]["dataset"]: EXPERTS[cell.env] for cell in cells}
-    for dataset, expert in experts.items():
-        from minari.storage import get_dataset_path
+def prepare_data(cells: Iterable[Cell], results: Path) -> None:
+    """Records the cells' data sets that Minari's store lacks, and writes the returns of all.
 
+    The file ``data.csv`` in ``results`` has a row for each environment.
+    """
+    import minari
+    from minari.storage import get_dataset_path
+
+    about = results / "data.csv"
+    rows = {}
+    if about.exists():  # has environments that this call may leave out
+        rows = {env: row for env, *row in csv.reader(about.read_text().splitlines()[1:])}
+    for env, dataset in {cell.env: cell.config["offline"]["dataset"] for cell in cells}.items():
         if not get_dataset_path(dataset).exists():
             from qwr_rllib.cli import qwr  # needs Ray
 
-            recording = ["record", f"pretrained:{expert}", "--dataset-id", dataset, "--seed", "1"]
-            qwr.main(recording, standalone_mode=False)
+            policy = f"pretrained:{EXPERTS[env]}"
+            arguments = ["record", policy, "--dataset-id", dataset, "--seed", "1"]
+            qwr.main(arguments, standalone_mode=False)
+        returns = [episode.rewards.sum() for episode in minari.load_dataset(dataset)]
+        rows[env] = [len(returns), np.mean(returns).round(1), np.std(returns).round(1)]
+    results.mkdir(parents=True, exist_ok=True)
+    with open(about, "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["environment", "episodes", "return_mean", "return_std"])
+        writer.writerows([env, *row] for env, row in rows.items())
 
 
 CAMPAIGNS: dict[str, tuple[Callable[[int], Iterator[Cell]], str]] = {
@@ -357,8 +373,8 @@ def main(
         kept = ["python", "benchmarks/reproduce.py", *number, "--variant", cell.variant, *options]
         return run(cell, results, storage, command, shlex.join(kept))
 
-    if campaign == "figure 2":
-        record_missing(missing)
+    if campaign == "figure 2" and missing:
+        prepare_data(cells, results)
     with ThreadPoolExecutor(jobs) as pool:
         codes = list(pool.map(train, missing))
     sys.exit(max(codes, default=0))
