@@ -30,7 +30,7 @@ GROUPS = {
     ],
     "Actor": [
         "beta", "max_weight", "advantage_scaling", "n_action_samples", "action_std", "actor_lr",
-        "actor_actions",
+        "actor_actions", "samples_from", "sample_ascent",
     ],
     "Both": ["adam_epsilon", "grad_clip", "model", "normalize_observations"],
     "Images": ["image_network", "image_precision", "frame_stack", "reward_clip"],

@@ -213,6 +213,17 @@ def test_actions_that_would_leave_their_bounds_by_the_settings_are_refused():
     config.check_spaces(VECTOR, Box(-np.inf, np.inf, (2,)))
 
 
+@pytest.mark.parametrize(("name", "value"), [("samples_from", "pi"), ("sample_ascent", 0.1)])
+def test_samples_are_clipped_only_where_the_range_is_known(name, value):
+    message = rf"{name} must be .*, got {value!r}: otherwise actions are clipped to \[-1, 1\]"
+    config = small("watched").training(**{name: value})
+    config.check_spaces(VECTOR, FINITE)
+    with pytest.raises(ValueError, match=message):
+        config.check_spaces(VECTOR, Box(-np.inf, np.inf, (2,)))
+    with pytest.raises(ValueError, match=message):
+        config.environment(normalize_actions=False, clip_actions=True).check_spaces(VECTOR, FINITE)
+
+
 OBSERVED = {
     "Dict": (Dict(goal=Discrete(3), place=Box(-1, 1, (2, 2))), 7),
     "Tuple": (Tuple((Box(-1, 1, (2,), np.float64), MultiDiscrete([2, 3]))), 7),

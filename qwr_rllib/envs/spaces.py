@@ -129,7 +129,7 @@ def _check_box(space: gym.spaces.Box) -> None:
 
 
 def check_actions(action_space: gym.Space, config: Any) -> None:
-    """Refuses settings with which bounded actions would leave their space.
+    """Refuses settings with which actions would leave their space, or do not fit it.
 
     Args:
         action_space: one that :func:`spec_of` supports.
@@ -144,3 +144,11 @@ def check_actions(action_space: gym.Space, config: Any) -> None:
             "normalize_actions or clip_actions must be true: with neither, actions would leave the "
             f"bounds of {one_line(action_space)}"
         )
+    if isinstance(action_space, gym.spaces.Box) and not (bounded and config["normalize_actions"]):
+        for name, plain in (("samples_from", "mu"), ("sample_ascent", 0)):
+            if (value := config.get(name, plain)) != plain:  # configs of before lack both
+                raise ValueError(
+                    f"{name} must be {plain!r}, got {value!r}: otherwise actions are clipped "
+                    "to [-1, 1], which is the action range only if actions have bounds and "
+                    "normalize_actions is true"
+                )

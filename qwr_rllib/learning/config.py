@@ -33,6 +33,7 @@ from qwr_rllib.validation import (
 
 CriticType = Literal["q", "v"]
 ActorActions = Literal["mu", "replay"]
+SamplesFrom = Literal["mu", "pi"]
 ImageNetwork = Literal["mnih2013", "mnih2015"]
 ImagePrecision = Literal["float32", "bfloat16"]
 BatchMode = Literal["truncate_episodes", "complete_episodes"]
@@ -91,6 +92,14 @@ class LearnerConfig:
     n_action_samples: int | Literal["all"] = setting(8, integer(1) | "all")
     """Actions sampled from ``mu`` per state. If this is ``"all"`` or at least the number of
     discrete actions, all of them are used, weighted by ``mu``."""
+    samples_from: SamplesFrom = setting("mu", one_of(SamplesFrom))
+    """Policy that the sampled actions of targets and actor are from: the stored ``"mu"`` of each
+    row (the paper) or the current ``"pi"``. Continuous samples of ``"pi"`` are clipped to the
+    action range, as the environment executes them."""
+    sample_ascent: float = setting(0.0, number(0, 10))
+    """Distance that the actor's sampled actions are moved along the gradient of Q before they are
+    weighted, in units of ``action_std`` times the square root of the action's dimension.
+    Continuous actions only; 0, as in the paper, does not move them."""
     margin: int = setting(1, integer(1))
     """T: a target mixes the returns of 1 to T steps."""
     lambda_: float = setting(0.95, number(0, 1))
@@ -147,6 +156,11 @@ class LearnerConfig:
             "'minibatch' or 'none' with actor_actions 'replay', which is one action of a state",
             lambda value: self.actor_actions == "mu" or value in ("minibatch", "none"),
         ).check("advantage_scaling", self.advantage_scaling)
+
+        Rule(
+            "0 with actor_actions 'replay', which samples no actions for the actor",
+            lambda value: self.actor_actions == "mu" or value == 0,
+        ).check("sample_ascent", self.sample_ascent)
 
     def gamma_at(self, env_steps: int) -> float:
         """Returns the discount after ``env_steps`` environment steps."""

@@ -34,9 +34,16 @@ from qwr_rllib.learning.evaluation import (
     NetworkInputs,
     set_image_precision,
 )
-from qwr_rllib.learning.networks import CategoricalActor, GatedCritic, QWRNetworks, ValueCritic
+from qwr_rllib.learning.networks import (
+    CategoricalActor,
+    GatedCritic,
+    GaussianActor,
+    QWRNetworks,
+    ValueCritic,
+)
 from qwr_rllib.learning.targets import (
     ActionSampler,
+    AscendedActions,
     Bootstrap,
     Candidates,
     CandidateSource,
@@ -71,8 +78,8 @@ class Learner:
             would change the results of the phase's steps, PyTorch's number stays as it is.
 
     Raises:
-        ValueError: if the networks lack a critic of ``critic_type``, or if ``n_action_samples`` is
-            ``"all"`` for continuous actions.
+        ValueError: if the networks lack a critic of ``critic_type``, if ``n_action_samples`` is
+            ``"all"`` for continuous actions, or if ``sample_ascent`` is not 0 for discrete ones.
     """
 
     def __init__(
@@ -91,6 +98,11 @@ class Learner:
         if config.n_action_samples == "all" and not isinstance(networks.actor, CategoricalActor):
             raise ValueError(
                 "n_action_samples must be an integer >= 1 where actions are continuous, got 'all'"
+            )
+        if config.sample_ascent and isinstance(networks.actor, CategoricalActor):
+            raise ValueError(
+                "sample_ascent must be 0 where actions are discrete, which cannot be moved, got "
+                f"{config.sample_ascent}"
             )
         self.networks = networks
         self.config = config
@@ -133,7 +145,12 @@ class Learner:
         self._inputs = NetworkInputs(networks, None if on_gpu else compiler)
         self._by_critic = CriticEvaluator(self.critic, self._inputs, compiler)
         self._by_target = CriticEvaluator(self.target_critic, self._inputs, compiler)
-        sample = self._sampler = ActionSampler(self.actor, config.n_action_samples, self._generator)
+        sample = self._sampler = ActionSampler(
+            self.actor,
+            config.n_action_samples,
+            self._generator,
+            self._inputs if config.samples_from == "pi" else None,
+        )
         self._bootstrap: Bootstrap
         self._candidates: CandidateSource
         if config.critic_type == "v":
@@ -143,6 +160,11 @@ class Learner:
             self._bootstrap = QBootstrap(self._by_target, sample, config)
             source = SampledActions if config.actor_actions == "mu" else ReplayActionByQ
             self._candidates = source(self._by_critic, sample)
+            if config.sample_ascent:
+                assert isinstance(self.actor, GaussianActor)
+                dimension = self.actor.head.out_features
+                distance = config.sample_ascent * self.actor.action_std * math.sqrt(dimension)
+                self._candidates = AscendedActions(self._by_critic, sample, distance)
 
     def update_normalizer(self, obs: Tensor) -> None:
         """Adds newly collected raw observations ``(k, ...)`` to the normaliser's statistics."""

@@ -1,8 +1,8 @@
 """The targets of the two regressions. Only here do QWR, AWR and AWAC differ.
 
 An algorithm consists of two choices. The critic's target bootstraps from :class:`QBootstrap` or
-:class:`VBootstrap`. The actor considers :class:`SampledActions`, :class:`ReplayActionByQ` or
-:class:`ReplayActionByV`.
+:class:`VBootstrap`. The actor considers :class:`SampledActions`, :class:`AscendedActions`,
+:class:`ReplayActionByQ` or :class:`ReplayActionByV`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from qwr_rllib.learning import losses
 from qwr_rllib.learning.config import LearnerConfig
-from qwr_rllib.learning.evaluation import CriticEvaluator, tile_size
-from qwr_rllib.learning.networks import CategoricalActor, GaussianActor
+from qwr_rllib.learning.evaluation import CriticEvaluator, NetworkInputs, tile_size
+from qwr_rllib.learning.networks import CategoricalActor, GatedCritic, GaussianActor
 from qwr_rllib.replay.replica import Slices, View
 from qwr_rllib.specs import LoggedMu
 
@@ -35,20 +35,27 @@ class Candidates(NamedTuple):
 
 
 class ActionSampler:
-    """A sampler of actions from the stored ``mu``, with their values.
+    """A sampler of actions from the stored ``mu`` or the current policy, with their values.
 
     Args:
         actor: samples from the parameters of ``mu``.
         n: actions per state, or ``"all"`` for all discrete actions.
         generator: random numbers for the samples.
+        inputs: makes the actor's inputs, to sample from its current policy, within the action
+            range; ``None`` samples from the stored ``mu``.
     """
 
     def __init__(
-        self, actor: GaussianActor | CategoricalActor, n: int | str, generator: torch.Generator
+        self,
+        actor: GaussianActor | CategoricalActor,
+        n: int | str,
+        generator: torch.Generator,
+        inputs: NetworkInputs | None = None,
     ) -> None:
         self._actor = actor
         self._n = n
         self._generator = generator
+        self._inputs = inputs
         self.logged_mu: LoggedMu | None = None
         """What ``mu`` is for logged actions; ``None`` for those of the policy."""
 
@@ -60,12 +67,19 @@ class ActionSampler:
         features: Tensor | None = None,
     ) -> Candidates:
         """Samples actions at ``states`` ``(k,)``; ``features`` are those of all slots, if known."""
-        mu = view.columns["action_dist_inputs"][states]
-        n = mu.shape[-1] if isinstance(self._n, str) else self._n
-        std, clipped = self.logged_mu or (None, False)
-        actions, probs = self._actor.proposals(mu, n, self._generator, std)
-        executed = actions.clamp(-1, 1) if clipped else actions
         tile = tile_size(view)
+        std, clipped = self.logged_mu or (None, False)
+        if self._inputs is None:
+            params = view.columns["action_dist_inputs"][states]
+        else:
+            of_tiles = [self._actor(self._inputs.of(view, some)) for some in states.split(tile)]
+            params, std = torch.cat(of_tiles), None
+        n = params.shape[-1] if isinstance(self._n, str) else self._n
+        actions, probs = self._actor.proposals(params, n, self._generator, std)
+        if self._inputs is not None and actions.is_floating_point():
+            # Regress onto clipped actions: unclipped ones let the mean leave the range for good.
+            actions = actions.clamp(-1, 1)
+        executed = actions.clamp(-1, 1) if clipped else actions
         values = [
             # In tiles, so that their features are still in a core's cache for the actions.
             critic.q_values(critic.features(view, some, features), of_some)
@@ -183,6 +197,41 @@ class SampledActions:
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         return self._sample(self._critic, view, states, features)
+
+
+class AscendedActions(SampledActions):
+    """Samples that are moved along the gradient of Q, within the action range.
+
+    The ``n`` actions of a state move by ``distance`` on average (root mean square): by more where
+    Q rises more steeply.
+
+    Args:
+        critic: evaluates the actions.
+        sample: samples the actions.
+        distance: in the policy's action space.
+    """
+
+    def __init__(self, critic: CriticEvaluator, sample: ActionSampler, distance: float) -> None:
+        super().__init__(critic, sample)
+        self._distance = distance
+
+    def __call__(
+        self, view: View, states: Tensor, features: Tensor | None, returns: Returns
+    ) -> Candidates:
+        sampled = super().__call__(view, states, features, returns).actions
+        critic, tile = self._critic.critic, tile_size(view)
+        assert isinstance(critic, GatedCritic)
+        actions, values = [], []
+        for some, of_some in zip(states.split(tile), sampled.split(tile), strict=True):
+            of_states = self._critic.features(view, some, features)
+            with torch.enable_grad():
+                start = of_some.detach().requires_grad_()
+                total = critic.gate(of_states.unsqueeze(1), start).sum()
+                (gradient,) = torch.autograd.grad(total, start)
+            length = gradient.square().sum(-1).mean(1).sqrt()[:, None, None].clamp_min(1e-12)
+            actions.append((of_some + self._distance * gradient / length).clamp(-1, 1))
+            values.append(self._critic.q_values(of_states, actions[-1]))
+        return Candidates(torch.cat(values), torch.cat(actions))
 
 
 class ReplayActionByQ(SampledActions):
