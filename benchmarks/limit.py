@@ -122,30 +122,27 @@ def parts_of(trained: Learner, view: ReplayView) -> dict[str, float]:
     batch = config.train_batch_size
     rows = view.sample(100 * batch, trained._generator)
     some = rows[:batch]
-    obs = trained._normalized(view, some).clone()
+    obs = trained._inputs.of(view, some).clone()
     actions, targets = view.columns["actions"][some], torch.zeros(batch)
     regression, _ = trained._actor_regression(view, some.unsqueeze(0), None)
     regression = [part[0] for part in regression]
     critic_steps, actor_steps = config.n_critic_steps, config.n_actor_steps
-    critic, actor = trained._critic_step, trained._actor_step
+    critic, actor = trained._critic_steps[0], trained._actor_step
     forward = critic_steps * seconds_of(lambda: trained.critic(obs, actions))
     forward += actor_steps * seconds_of(lambda: trained.actor(obs))
     gradients = critic_steps * seconds_of(lambda: critic._gradient((obs, actions), (targets,)))
     gradients += actor_steps * seconds_of(lambda: actor._gradient((obs,), regression))
     adam = critic_steps * seconds_of(critic._adam.step)
     adam += actor_steps * seconds_of(actor._adam.step)
-    features = trained._all_features(view, trained.critic)
+    features = trained._by_critic.all_features(view)
     chunks = rows.view(100, -1)
     parts = {
-        "inputs": (critic_steps + actor_steps)
-        * seconds_of(lambda: trained._normalized(view, some)),
+        "inputs": (critic_steps + actor_steps) * seconds_of(lambda: trained._inputs.of(view, some)),
         "forward": forward,
         "backward": gradients - forward,
         "Adam": adam,
         "targets": critic_steps / 100 * seconds_of(lambda: trained._targets(view, rows, 100), 0),
-        "features for the actor": seconds_of(
-            lambda: trained._all_features(view, trained.critic), 0
-        ),
+        "features for the actor": seconds_of(lambda: trained._by_critic.all_features(view), 0),
         "actions and weights": actor_steps
         / 100
         * seconds_of(lambda: trained._actor_regression(view, chunks, features)),

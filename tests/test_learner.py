@@ -442,8 +442,8 @@ def test_target_features_are_computed_once_a_sync_where_chunks_would_repeat_them
         if not once:
             monkeypatch.setattr(learner, "_visits_states_again", lambda view: False)
         passed = []
-        body = learner._by_target.body
-        learner._by_target.body = lambda obs, body=body, passed=passed: (
+        (body,) = learner._by_target.bodies
+        learner._by_target.bodies[0] = lambda obs, body=body, passed=passed: (
             passed.append(len(obs)) or body(obs)
         )
         learner.train_critic(view)

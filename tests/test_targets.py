@@ -1,4 +1,4 @@
-"""Samples of the current policy, and samples moved along the gradient of Q."""
+"""Samples of the current policy, samples moved along the gradient of Q, and several critics."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from helpers import CONTINUOUS, DISCRETE
-from test_learner import evenly, learner_for, scripted, view_of
+from test_learner import evenly, learner_for, networks_for, scripted, view_of, weights
 
 from qwr_rllib.learning.config import LearnerConfig
 
@@ -120,3 +120,88 @@ def test_what_cannot_be_moved_is_refused():
         LearnerConfig(actor_actions="replay", sample_ascent=0.1)
     with pytest.raises(ValueError, match="samples_from must be one of 'mu', 'pi', got 'policy'"):
         LearnerConfig(samples_from="policy")
+
+
+def test_targets_take_the_least_of_the_critics_and_the_actor_their_mean():
+    networks = networks_for(CONTINUOUS, num_critics=2)
+    torch.nn.init.normal_(networks.other_critics[0].head.weight, 0.0, 0.3)
+    learner, view = scripted(
+        CONTINUOUS, networks, num_critics=2, backup="mean", margin=1, n_action_samples=3
+    )
+    learner._sync_target()
+    rows = view.rows[:10]
+    found = learner._targets(view, rows, 1)[0]
+    values = learner._candidates(view, rows, None, learner._returns).q_values
+
+    def of_both(slots):
+        """Returns each critic's Q of the actions at a slot, ``(2, 3)``."""
+        obs = networks.normalize(view.observations(slots))
+        actions = evenly(view.columns["action_dist_inputs"][slots], 3)[0][0]
+        critics = networks.critic, networks.other_critics[0]
+        of_actions = [[critic(obs, a[None]) for a in actions] for critic in critics]
+        return torch.tensor(of_actions) * networks.critic.q_scale
+
+    lower = set()
+    with torch.no_grad():
+        for row, target, of_row in zip(rows, found, values, strict=True):
+            torch.testing.assert_close(of_row, of_both(row[None]).mean(0), rtol=1e-4, atol=1e-4)
+            slices = view.slices(row[None], 1)
+            expected = slices.rewards[0, 0]
+            if slices.nonterminals[0, 0]:
+                first, second = of_both(slices.next_slots[0])
+                lower |= set((first < second).tolist())
+                expected = expected + learner.gamma * torch.minimum(first, second).mean()
+            torch.testing.assert_close(target, expected, rtol=1e-4, atol=1e-4)
+    assert lower == {True, False}
+
+
+def test_equal_critics_train_as_one():
+    networks = networks_for(CONTINUOUS, num_critics=2)
+    networks.other_critics[0].load_state_dict(networks.critic.state_dict())
+    single = networks_for(CONTINUOUS)
+    single.load_state_dict(networks.state_dict(), strict=False)
+    both, view = scripted(CONTINUOUS, networks, num_critics=2, sample_ascent=0.1)
+    alone, other_view = scripted(CONTINUOUS, single, sample_ascent=0.1)
+    first, second = (learner.train(each) for learner, each in ((both, view), (alone, other_view)))
+    assert first["critic_loss"] == pytest.approx(second["critic_loss"], rel=1e-5)
+    assert torch.equal(weights(both.critics[0]), weights(both.critics[1]))
+    for found, expected in ((both.critic, alone.critic), (both.actor, alone.actor)):
+        torch.testing.assert_close(weights(found), weights(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_all_critics_learn_and_are_saved():
+    learner = learner_for(
+        CONTINUOUS, networks=networks_for(CONTINUOUS, num_critics=3), num_critics=3
+    )
+    view = view_of(CONTINUOUS)
+    start = [weights(critic) for critic in learner.critics]
+    learner.train(view)
+    trained = [weights(critic) for critic in learner.critics]
+    assert len(trained) == 3
+    assert not any(map(torch.equal, start, trained))
+    assert not torch.equal(trained[1], trained[2])
+
+    loaded = learner_for(
+        CONTINUOUS, networks=networks_for(CONTINUOUS, 1, num_critics=3), num_critics=3
+    )
+    loaded.load_state_dict(learner.state_dict())
+    for each in (learner, loaded):
+        each.train_critic(view)
+    for found, expected in (
+        (loaded.critics, learner.critics), (loaded.target_critics, learner.target_critics)
+    ):  # fmt: skip
+        assert all(map(torch.equal, map(weights, found), map(weights, expected)))
+    assert not any("critic" in name for name in learner.networks.acting_state())
+
+
+def test_one_critic_is_loaded_from_a_checkpoint_of_before():
+    learner = learner_for(CONTINUOUS)
+    state = learner.state_dict()
+    before = {name: value for name, value in state.items() if not name.startswith("other_")}
+    assert before.keys() < state.keys()
+    learner_for(CONTINUOUS).load_state_dict(before)
+
+
+def test_several_state_values_are_refused():
+    with pytest.raises(ValueError, match="num_critics must be 1 with critic_type 'v', got 2"):
+        LearnerConfig(critic_type="v", actor_actions="replay", num_critics=2)

@@ -86,6 +86,9 @@ class LearnerConfig:
     critic_type: CriticType = setting("q", one_of(CriticType))
     """``"q"`` for ``Q(s, a)`` or ``"v"`` for ``V(s)``. ``"v"`` needs ``actor_actions="replay"``,
     because ``V(s)`` cannot evaluate other actions."""
+    num_critics: int = setting(1, integer(1))
+    """Critics, which differ in their initial weights. Targets take the minimum of their values of
+    each action, the actor their mean. Each costs as much as the first."""
     actor_actions: ActorActions = setting("mu", one_of(ActorActions))
     """Actions that the actor considers: samples of ``"mu"`` (QWR), or the state's action in the
     ``"replay"`` (AWR with ``V(s)``, AWAC with ``Q(s, a)``)."""
@@ -157,6 +160,9 @@ class LearnerConfig:
             lambda value: self.actor_actions == "mu" or value in ("minibatch", "none"),
         ).check("advantage_scaling", self.advantage_scaling)
 
+        Rule("1 with critic_type 'v'", lambda value: self.critic_type == "q" or value == 1).check(
+            "num_critics", self.num_critics
+        )
         Rule(
             "0 with actor_actions 'replay', which samples no actions for the actor",
             lambda value: self.actor_actions == "mu" or value == 0,

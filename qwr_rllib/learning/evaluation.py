@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,24 +77,39 @@ class NetworkInputs:
 
 
 class CriticEvaluator:
-    """An evaluator of a critic at states of the replay.
+    """An evaluator of critics at states of the replay.
 
     Args:
-        critic: its parameters may change, but must keep their memory.
-        inputs: makes the critic's inputs.
+        critics: their parameters may change, but must keep their memory.
+        inputs: makes the critics' inputs.
         compiler: see :func:`~qwr_rllib.learning.accel.gradients.gradient_of`.
+        pessimistic: whether several critics' values of an action are combined by their minimum, or
+            by their mean.
     """
 
-    def __init__(self, critic: Critic, inputs: NetworkInputs, compiler: Compiler | None) -> None:
-        self.critic = critic
+    def __init__(
+        self,
+        critics: Sequence[Critic],
+        inputs: NetworkInputs,
+        compiler: Compiler | None,
+        pessimistic: bool = False,
+    ) -> None:
+        self._critics = critics
         self._inputs = inputs
-        self._gate = gate_kernel(critic) if compiler == "numba" else None
-        self.body = critic.features if compiler == "torch" else features_of(critic)
-        """Computes features ``(k, h)`` from inputs."""
+        self._gates: list[Any] = [
+            (gate_kernel(critic) if compiler == "numba" else None) or critic for critic in critics
+        ]
+        self.bodies = [
+            critic.features if compiler == "torch" else features_of(critic) for critic in critics
+        ]
+        """Functions that compute each critic's features ``(k, h)`` from inputs."""
+        self._pessimistic = pessimistic
 
     @torch.no_grad()
     def features(self, view: View, slots: Tensor, known: Tensor | None = None) -> Tensor:
         """Returns the features ``(k, h)`` of the states in ``slots`` ``(k,)``.
+
+        Those of several critics are side by side.
 
         Args:
             view: the learner's copy of the replay.
@@ -102,13 +118,16 @@ class CriticEvaluator:
         """
         if known is not None:
             return known[slots]
-        tiles = slots.split(tile_size(view))
-        return torch.cat([self.body(self._inputs.of(view, tile)) for tile in tiles])
+        tiles = []
+        for tile in slots.split(tile_size(view)):
+            inputs = self._inputs.of(view, tile)
+            tiles.append(_side_by_side([body(inputs) for body in self.bodies]))
+        return torch.cat(tiles)
 
     @torch.no_grad()
     def all_features(self, view: ReplayView) -> Tensor | None:
         """Returns the features of all states, ``(num_slots, h)``; ``None`` if they are too big."""
-        shape = (view.num_slots, self.critic.num_features)
+        shape = (view.num_slots, sum(critic.num_features for critic in self._critics))
         if shape[0] * shape[1] * 4 > MAX_CACHED_FEATURES_BYTES:
             return None
         features = torch.empty(shape, device=view.device)
@@ -118,8 +137,35 @@ class CriticEvaluator:
 
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
         """Returns ``Q(s, a)`` ``(k, n)`` for features ``(k, h)`` and actions ``(k, n, [d])``."""
-        assert isinstance(self.critic, GatedCritic)
-        return (self._gate or self.critic).q_values(features, actions)
+        if len(self._gates) == 1:
+            return self._gates[0].q_values(features, actions)
+        parts = features.chunk(len(self._gates), -1)
+        values = torch.stack(
+            [
+                gate.q_values(part.contiguous(), actions)
+                for gate, part in zip(self._gates, parts, strict=True)
+            ]
+        )
+        return values.amin(0) if self._pessimistic else values.mean(0)
+
+    def action_gradient(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Returns the gradient of the critics' mean ``Q(s, a)`` by the actions, ``(k, n, d)``.
+
+        The arguments are those of :meth:`q_values`, for continuous actions.
+        """
+        total = torch.zeros((), device=actions.device)
+        with torch.enable_grad():
+            actions = actions.detach().requires_grad_()
+            parts = features.chunk(len(self._critics), -1)
+            for critic, part in zip(self._critics, parts, strict=True):
+                assert isinstance(critic, GatedCritic)
+                total = total + critic.q_scale * critic.gate(part.unsqueeze(1), actions).sum()
+            (gradient,) = torch.autograd.grad(total / len(self._critics), actions)
+        return gradient
+
+
+def _side_by_side(features: list[Tensor]) -> Tensor:
+    return features[0] if len(features) == 1 else torch.cat(features, -1)
 
 
 def tile_size(view: View) -> int:

@@ -110,10 +110,10 @@ class Learner:
         """Discount of the targets; :meth:`train_critic` updates it by the schedule."""
         self.threads = threads
         self.actor = networks.actor
-        self.critic: Critic = critic
-        self._device = self.critic.head.weight.device
+        self.critics: list[Critic] = networks.critics
+        self._device = critic.head.weight.device
         set_image_precision(networks, config.image_precision, self._device)
-        self.target_critic: Critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_critics = [copy.deepcopy(each).requires_grad_(False) for each in self.critics]
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -133,9 +133,10 @@ class Learner:
             compiler=compiler,
             capture=on_gpu and config.cuda_graphs,
         )
-        self._critic_step = step(
-            self.critic, losses.critic_loss, losses.critic_loss_gradient, lr=config.critic_lr
-        )
+        self._critic_steps = [
+            step(each, losses.critic_loss, losses.critic_loss_gradient, lr=config.critic_lr)
+            for each in self.critics
+        ]
         self._actor_step = step(
             self.actor,
             self.actor.regression_loss,
@@ -143,8 +144,10 @@ class Learner:
             lr=config.actor_lr,
         )
         self._inputs = NetworkInputs(networks, None if on_gpu else compiler)
-        self._by_critic = CriticEvaluator(self.critic, self._inputs, compiler)
-        self._by_target = CriticEvaluator(self.target_critic, self._inputs, compiler)
+        self._by_critic = CriticEvaluator(self.critics, self._inputs, compiler)
+        self._by_target = CriticEvaluator(
+            self.target_critics, self._inputs, compiler, pessimistic=True
+        )
         sample = self._sampler = ActionSampler(
             self.actor,
             config.n_action_samples,
@@ -165,6 +168,16 @@ class Learner:
                 dimension = self.actor.head.out_features
                 distance = config.sample_ascent * self.actor.action_std * math.sqrt(dimension)
                 self._candidates = AscendedActions(self._by_critic, sample, distance)
+
+    @property
+    def critic(self) -> Critic:
+        """The first critic."""
+        return self.critics[0]
+
+    @property
+    def target_critic(self) -> Critic:
+        """The first critic's target."""
+        return self.target_critics[0]
 
     def update_normalizer(self, obs: Tensor) -> None:
         """Adds newly collected raw observations ``(k, ...)`` to the normaliser's statistics."""
@@ -204,7 +217,7 @@ class Learner:
             self.gamma = self.config.gamma_at(env_steps)
         totals = torch.zeros(3, device=self._device)
         features = None
-        with self._threads_of(self._critic_step) as threads:
+        with self._threads_of(self._critic_steps[0]) as threads:
             for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
                 if self.num_critic_updates % self.config.target_update_freq == 0:
                     self._sync_target()
@@ -251,8 +264,10 @@ class Learner:
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
         obs = self.networks.normalize(view.observations(rows))
+        actions = view.columns["actions"][rows]
+        of_critics = [losses.critic_loss(each(obs, actions), targets) for each in self.critics]
         return (
-            losses.critic_loss(self.critic(obs, view.columns["actions"][rows]), targets),
+            sum(of_critics[1:], start=of_critics[0]),
             self.actor.regression_loss(self.actor(obs), *(part[0] for part in regression)),
         )
 
@@ -272,8 +287,9 @@ class Learner:
             self._sync_target()
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         actions = view.columns["actions"][rows]
-        outputs = self._critic_step((self._inputs.of(view, rows), actions), (targets,))
-        critic_loss = losses.critic_loss(outputs, targets).item()
+        inputs = self._inputs.of(view, rows), actions
+        outputs = torch.stack([step(inputs, (targets,)) for step in self._critic_steps])
+        critic_loss = losses.critic_loss(outputs, targets.expand_as(outputs)).item()
         self.num_critic_updates += 1
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
         onto = [part[0] for part in regression]
@@ -286,7 +302,8 @@ class Learner:
         return found
 
     def _sync_target(self) -> None:
-        self.target_critic.load_state_dict(self.critic.state_dict())
+        for target, critic in zip(self.target_critics, self.critics, strict=True):
+            target.load_state_dict(critic.state_dict())
         self.num_target_updates += 1
 
     def _require_finite(self, name: str, loss: float) -> None:
@@ -325,13 +342,14 @@ class Learner:
         scaled_targets = targets / self.critic.q_scale
         rows = rows.view(steps, -1)
         actions = view.columns["actions"][rows]
-        predicted = torch.empty_like(scaled_targets)
+        predicted = scaled_targets.new_empty((steps, len(self.critics), rows.shape[1]))
         minibatches = zip(
             self._inputs.of_each(view, rows), actions, scaled_targets, predicted, strict=True
         )
         for obs, action, target, outputs in threads.over(minibatches):
-            outputs.copy_(self._critic_step((obs, action), (target,)))
-        loss = losses.critic_loss(predicted, scaled_targets)
+            for step, of_critic in zip(self._critic_steps, outputs, strict=True):
+                of_critic.copy_(step((obs, action), (target,)))
+        loss = losses.critic_loss(predicted, scaled_targets.unsqueeze(1).expand_as(predicted))
         return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
 
     @torch.no_grad()
@@ -438,7 +456,9 @@ class Learner:
         state = {
             "networks": self.networks.state_dict(),
             "target_critic": self.target_critic.state_dict(),
-            "critic_optimizer": self._critic_step.state_dict(),
+            "other_target_critics": [each.state_dict() for each in self.target_critics[1:]],
+            "critic_optimizer": self._critic_steps[0].state_dict(),
+            "other_critic_optimizers": [each.state_dict() for each in self._critic_steps[1:]],
             "actor_optimizer": self._actor_step.state_dict(),
             "generator": self._generator.get_state(),
             "gamma": self.gamma,
@@ -456,8 +476,13 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` returned; keeps the configured learning rates."""
         self.networks.load_state_dict(state["networks"])
-        self.target_critic.load_state_dict(state["target_critic"])
-        self._critic_step.load_state_dict(state["critic_optimizer"])
+        # Earlier checkpoints have one critic.
+        targets = [state["target_critic"], *state.get("other_target_critics", [])]
+        optimizers = [state["critic_optimizer"], *state.get("other_critic_optimizers", [])]
+        for target, loaded in zip(self.target_critics, targets, strict=True):
+            target.load_state_dict(loaded)
+        for step, loaded in zip(self._critic_steps, optimizers, strict=True):
+            step.load_state_dict(loaded)
         self._actor_step.load_state_dict(state["actor_optimizer"])
         if state["generator"].shape == self._generator.get_state().shape:
             self._generator.set_state(state["generator"])

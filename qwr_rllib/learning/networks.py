@@ -437,7 +437,7 @@ class ValueCritic(nn.Module):
 
 
 class QWRNetworks(nn.Module):
-    """The networks of one agent: the actor, the normaliser and optionally the critic.
+    """The networks of one agent: the actor, the normaliser and optionally the critics.
 
     Images (:attr:`Spec.image`) pass convolutions; any other observation is flattened to a vector.
 
@@ -452,6 +452,7 @@ class QWRNetworks(nn.Module):
         critic_post_gate_layer: see :class:`GatedCritic`.
         critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
         with_critic: ``False`` for an agent that only acts.
+        num_critics: at least 1; all but the first are in :attr:`other_critics`.
         image_network: the layers for images, one of :data:`IMAGE_NETWORKS`.
         conv_filters: replace those of ``image_network``; see :class:`ImageEncoder`.
         conv_hiddens: widths of dense layers that replace those of ``image_network``.
@@ -468,6 +469,7 @@ class QWRNetworks(nn.Module):
         critic_post_gate_layer: bool = False,
         critic_type: CriticType = "q",
         with_critic: bool = True,
+        num_critics: int = 1,
         image_network: ImageNetwork = "mnih2013",
         conv_filters: Sequence[ConvFilter] | None = None,
         conv_hiddens: Sequence[int] | None = None,
@@ -495,11 +497,20 @@ class QWRNetworks(nn.Module):
             self.actor = CategoricalActor(body(), width, spec.action_dim)
         else:
             self.actor = GaussianActor(body(), width, spec.action_dim, action_std)
-        self.critic: GatedCritic | ValueCritic | None = None
-        if with_critic and critic_type == "v":
-            self.critic = ValueCritic(body(), width, gamma)
-        elif with_critic:
-            self.critic = GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
+
+        def critic() -> GatedCritic | ValueCritic:
+            if critic_type == "v":
+                return ValueCritic(body(), width, gamma)
+            return GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
+
+        self.critic = critic() if with_critic else None
+        self.other_critics = nn.ModuleList(critic() for _ in range(with_critic * num_critics - 1))
+
+    @property
+    def critics(self) -> list[GatedCritic | ValueCritic]:
+        """All critics; none if the agent only acts."""
+        others: list[Any] = list(self.other_critics)
+        return [] if self.critic is None else [self.critic, *others]
 
     def normalize(self, obs: Tensor) -> Tensor:
         """Converts raw observations ``(..., *obs_shape)`` to the inputs of actor and critic.
@@ -527,7 +538,7 @@ class QWRNetworks(nn.Module):
         return {
             name: value.detach().cpu()
             for name, value in self.state_dict().items()
-            if not name.startswith("critic.")
+            if not name.startswith(("critic.", "other_critics."))
         }
 
 
@@ -544,6 +555,7 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         critic_post_gate_layer=config["critic_post_gate_layer"],
         critic_type=config["critic_type"],
         with_critic=with_critic,
+        num_critics=config.get("num_critics", 1),  # the only number in earlier releases
         image_network=config.get("image_network", "mnih2013"),  # the only one in earlier releases
         conv_filters=model["conv_filters"],
         conv_hiddens=model["post_fcnet_hiddens"],

@@ -16,7 +16,7 @@ from torch import Tensor
 from qwr_rllib.learning import losses
 from qwr_rllib.learning.config import LearnerConfig
 from qwr_rllib.learning.evaluation import CriticEvaluator, NetworkInputs, tile_size
-from qwr_rllib.learning.networks import CategoricalActor, GatedCritic, GaussianActor
+from qwr_rllib.learning.networks import CategoricalActor, GaussianActor
 from qwr_rllib.replay.replica import Slices, View
 from qwr_rllib.specs import LoggedMu
 
@@ -219,15 +219,11 @@ class AscendedActions(SampledActions):
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         sampled = super().__call__(view, states, features, returns).actions
-        critic, tile = self._critic.critic, tile_size(view)
-        assert isinstance(critic, GatedCritic)
+        tile = tile_size(view)
         actions, values = [], []
         for some, of_some in zip(states.split(tile), sampled.split(tile), strict=True):
             of_states = self._critic.features(view, some, features)
-            with torch.enable_grad():
-                start = of_some.detach().requires_grad_()
-                total = critic.gate(of_states.unsqueeze(1), start).sum()
-                (gradient,) = torch.autograd.grad(total, start)
+            gradient = self._critic.action_gradient(of_states, of_some)
             length = gradient.square().sum(-1).mean(1).sqrt()[:, None, None].clamp_min(1e-12)
             actions.append((of_some + self._distance * gradient / length).clamp(-1, 1))
             values.append(self._critic.q_values(of_states, actions[-1]))
