@@ -252,7 +252,13 @@ def test_the_interrupt_before_a_slurm_jobs_end_reaches_the_command_alone(tmp_pat
         "SLURM_CPUS_PER_TASK": "16",
     }
     before = {*tmp_path.iterdir(), tmp_path / ".ray", tmp_path / "began", tmp_path / "saved"}
-    with subprocess.Popen([SCRIPT, "a file.yaml"], env=environment, cwd=tmp_path) as job:
+    # A shell cannot trap a signal that it was started to ignore, as background jobs ignore SIGINT.
+    with subprocess.Popen(
+        [SCRIPT, "a file.yaml"],
+        env=environment,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as job:
         deadline = time.monotonic() + 300
         while not (tmp_path / "began").exists():
             assert time.monotonic() < deadline
