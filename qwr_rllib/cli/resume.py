@@ -76,14 +76,17 @@ def trim_results(experiment: Experiment) -> None:
         for name in (EXPR_RESULT_FILE, EXPR_PROGRESS_FILE)
     ]
     for log in files.get_file_info(logs):
-        if not log.is_file:
+        if not log.size:  # missing or empty
             continue
-        with files.open_input_stream(log.path) as file:
+        with files.open_input_file(log.path) as file:
+            file.seek(log.size - 1)
+            if file.read(1) == b"\n":
+                continue
+            file.seek(0)
             text = file.readall()
-        if not text.endswith(b"\n"):
-            with files.open_output_stream(f"{log.path}.new") as file:
-                file.write(text[: text.rfind(b"\n") + 1])
-            files.move(f"{log.path}.new", log.path)  # whole or not at all
+        with files.open_output_stream(f"{log.path}.new") as file:
+            file.write(text[: text.rfind(b"\n") + 1])
+        files.move(f"{log.path}.new", log.path)  # whole or not at all
 
 
 def _restored(trial_state: str, metadata: str) -> Trial:

@@ -59,6 +59,22 @@ class ActionSampler:
         self.logged_mu: LoggedMu | None = None
         """What ``mu`` is for logged actions; ``None`` for those of the policy."""
 
+    def draw(self, view: View, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns actions at ``states`` ``(k,)`` and ``mu(a|s)``, as the actor's ``proposals``."""
+        std = self.logged_mu and self.logged_mu.std
+        if self._inputs is None:
+            params = view.columns["action_dist_inputs"][states]
+        else:
+            tiles = states.split(tile_size(view))
+            of_tiles = [self._actor(self._inputs.of(view, tile)) for tile in tiles]
+            params, std = torch.cat(of_tiles), None
+        n = params.shape[-1] if isinstance(self._n, str) else self._n
+        actions, probs = self._actor.proposals(params, n, self._generator, std)
+        if self._inputs is not None and actions.is_floating_point():
+            # Regress onto clipped actions: unclipped ones let the mean leave the range for good.
+            actions = actions.clamp(-1, 1)
+        return actions, probs
+
     def __call__(
         self,
         critic: CriticEvaluator,
@@ -67,19 +83,10 @@ class ActionSampler:
         features: Tensor | None = None,
     ) -> Candidates:
         """Samples actions at ``states`` ``(k,)``; ``features`` are those of all slots, if known."""
-        tile = tile_size(view)
-        std, clipped = self.logged_mu or (None, False)
-        if self._inputs is None:
-            params = view.columns["action_dist_inputs"][states]
-        else:
-            of_tiles = [self._actor(self._inputs.of(view, some)) for some in states.split(tile)]
-            params, std = torch.cat(of_tiles), None
-        n = params.shape[-1] if isinstance(self._n, str) else self._n
-        actions, probs = self._actor.proposals(params, n, self._generator, std)
-        if self._inputs is not None and actions.is_floating_point():
-            # Regress onto clipped actions: unclipped ones let the mean leave the range for good.
-            actions = actions.clamp(-1, 1)
+        actions, probs = self.draw(view, states)
+        clipped = self.logged_mu is not None and self.logged_mu.clipped
         executed = actions.clamp(-1, 1) if clipped else actions
+        tile = tile_size(view)
         values = [
             # In tiles, so that their features are still in a core's cache for the actions.
             critic.q_values(critic.features(view, some, features), of_some)
@@ -218,7 +225,7 @@ class AscendedActions(SampledActions):
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
-        sampled = super().__call__(view, states, features, returns).actions
+        sampled, _ = self._sample.draw(view, states)
         tile = tile_size(view)
         actions, values = [], []
         for some, of_some in zip(states.split(tile), sampled.split(tile), strict=True):
