@@ -6,7 +6,8 @@
 # ARGUMENTS are those of benchmarks/reproduce.py. JOBS cells run side by side with NVIDIA's MPS,
 # each with one thread. After SECONDS, running cells are ended. Their checkpoints stay below
 # OUT/storage, so that the same command resumes them on the same machine. Finished cells are in
-# OUT/kept. OUT/kept.tar.gz has OUT/kept, each cell's lines so far and the policies.
+# OUT/kept. OUT/kept.tar.gz, which is written every half minute and at the end, has OUT/kept, each
+# cell's lines so far and the policies. Leave a minute between SECONDS and the machine's own limit.
 #
 # Needs these of the package's dependencies: torch, numpy, gymnasium with the environments, click,
 # pyyaml, safetensors and pandas. Wheels in benchmarks/gpu/wheels are installed first
@@ -29,9 +30,18 @@ if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     nvidia-cuda-mps-control -d || echo "without MPS: processes take turns on the GPU"
     trap 'echo quit | nvidia-cuda-mps-control || true' EXIT
 fi
+# Replaces the archive whole, so that a machine that is taken away leaves the last one.
+archive() {
+    find "$out" -path "$out/packages" -prune -o -printf '%P\n' |
+        grep -E '(/result\.json|/commands\.txt|\.safetensors|\.log)$' |
+        tar -czf "$out/.kept.tar.gz" -C "$out" --ignore-failed-read -T - &&
+        mv "$out/.kept.tar.gz" "$out/kept.tar.gz" || true
+}
+while sleep 30; do archive; done &
+archiver=$!
 timeout --signal INT --kill-after 10 "$seconds" python3 benchmarks/reproduce.py "$@" \
     --in-process "$device" --jobs "$jobs" --results "$out/kept" --storage-path "$out/storage" ||
     echo "ended with exit code $?"
+kill "$archiver"
 tail -qn 1 "$out"/storage/*/in_process/result.json | cut -c 1-200 || true
-tar -czf "$out/kept.tar.gz" -C "$out" --ignore-failed-read \
-    $(cd "$out" && find kept storage -name result.json -o -name '*.safetensors' -o -name '*.log' -o -name commands.txt)
+archive

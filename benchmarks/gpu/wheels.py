@@ -5,6 +5,7 @@ python benchmarks/gpu/wheels.py --python 3.12
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -12,9 +13,12 @@ import click
 # torch and numpy must be installed there; OpenCV has a stand-in.
 NAMES = (
     *("gymnasium", "farama-notifications", "cloudpickle", "ale-py", "mujoco", "mujoco-core"),
+    *("glfw", "pyopengl"),  # `import mujoco` needs them
     *("click", "pyyaml", "safetensors", "pandas", "python-dateutil", "six", "typing-extensions"),
 )
 BOUNDS = {"gymnasium": ">=1.1,<1.3", "ale-py": ">=0.11,<0.13"}
+# The two must be of one release: that which is installed here.
+BOUNDS |= {name: f"=={version(name)}" for name in ("mujoco", "mujoco-core")}
 
 
 @click.command()
