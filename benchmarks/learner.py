@@ -114,7 +114,7 @@ class PlainLoop:
         mu = view.columns["action_dist_inputs"][slots]
         actions, probs = self.actor.proposals(mu, self.config.n_action_samples, self.generator)
         features = critic.features(self.inputs(view, slots))
-        return critic.gate(features.unsqueeze(-2), actions) * critic.q_scale, actions, probs
+        return critic.scaled_q(features.unsqueeze(-2), actions) * critic.q_scale, actions, probs
 
     def step(self, adam, parameters, loss) -> None:
         adam.zero_grad()

@@ -217,7 +217,7 @@ def test_a_state_value_cannot_judge_samples():
 def test_the_networks_must_have_the_critic_that_is_asked_for():
     with pytest.raises(ValueError, match="'v' a ValueCritic, got GatedCritic"):
         Learner(QWRNetworks(CONTINUOUS), LearnerConfig(**AWR_SETTINGS))
-    with pytest.raises(ValueError, match="'q' a GatedCritic, got ValueCritic"):
+    with pytest.raises(ValueError, match="'q' a QCritic, got ValueCritic"):
         Learner(QWRNetworks(CONTINUOUS, critic_type="v"), LearnerConfig())
 
 

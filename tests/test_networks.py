@@ -249,7 +249,7 @@ def test_features_and_gate_are_the_forward_pass(spec):
     obs, actions = torch.randn(2, 5, 3), actions_for(spec, 2, 5)
     expected = critic(obs, actions)
     assert expected.shape == (2, 5)
-    torch.testing.assert_close(critic.gate(critic.features(obs), actions), expected)
+    torch.testing.assert_close(critic.scaled_q(critic.features(obs), actions), expected)
 
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
@@ -270,6 +270,49 @@ def test_critic_starts_near_zero():
 def test_q_scale_is_the_horizon():
     assert QWRNetworks(CONTINUOUS, gamma=0.99).critic.q_scale == pytest.approx(100)
     assert QWRNetworks(CONTINUOUS, gamma=0.0).critic.q_scale == 1
+
+
+def naive_joint_critic(critic, obs, action):
+    state = {name: value.double() for name, value in critic.state_dict().items()}
+
+    def normed(name, values):
+        scaled = (values - values.mean()) / (values.var(correction=0) + 1e-5).sqrt()
+        return torch.clamp(scaled * state[f"{name}.weight"] + state[f"{name}.bias"], min=0)
+
+    of_obs = state["body.1.weight"] @ obs.double() + state["body.1.bias"]
+    if "embed.bias" in state:
+        of_action = state["embed.weight"] @ action.double() + state["embed.bias"]
+    else:
+        of_action = state["embed.weight"][action]
+    hidden = normed("norm", of_obs + of_action)
+    hidden = normed("post.1", state["post.0.weight"] @ hidden + state["post.0.bias"])
+    return (state["head.weight"] @ hidden + state["head.bias"]).squeeze().float()
+
+
+@pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
+def test_joint_critic_is_the_formula(spec):
+    networks = QWRNetworks(spec, hiddens=(8, 6), gamma=0.95, critic_network="joint")
+    critic = spoil_init(networks.critic)
+    obs, actions = torch.randn(130, 3), actions_for(spec, 130, 5)
+    features = critic.features(obs)
+    before = features.detach().clone()
+    q_values = critic.q_values(features, actions)
+    assert torch.equal(features, before)
+    for j in range(5):
+        expected = torch.stack(
+            [naive_joint_critic(critic, o, a) for o, a in zip(obs, actions[:, j], strict=True)]
+        )
+        torch.testing.assert_close(critic(obs, actions[:, j]), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(q_values[:, j], expected * 20, rtol=1e-4, atol=1e-4)
+
+
+def test_joint_critic_takes_images_of_the_convolutions():
+    spec = Spec(obs_shape=(4, 84, 84), obs_dtype="uint8", action_dim=3, discrete=True)
+    networks = QWRNetworks(spec, critic_network="joint")
+    obs = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8)
+    values = networks.critic(networks.normalize(obs), torch.tensor([0, 2]))
+    assert values.shape == (2,)
+    assert networks.critic.num_features == 256
 
 
 def test_post_gate_layer_is_one_more_layer():

@@ -32,6 +32,7 @@ from qwr_rllib.validation import (
 )
 
 CriticType = Literal["q", "v"]
+CriticNetwork = Literal["gated", "joint"]
 ActorActions = Literal["mu", "replay"]
 SamplesFrom = Literal["mu", "pi"]
 ImageNetwork = Literal["mnih2013", "mnih2015"]
@@ -196,6 +197,9 @@ class AgentConfig(LearnerConfig):
     """Standard deviation of the Gaussian policy; the action range is scaled to [-1, 1]."""
     normalize_observations: bool = setting(True, BOOLEAN)
     """Whether the network normalises vector observations by their running mean and variance."""
+    critic_network: CriticNetwork = setting("gated", one_of(CriticNetwork))
+    """How ``Q(s, a)`` takes the action: ``"gated"`` multiplies the state's features by it (the
+    paper); ``"joint"`` passes both together through layers with LayerNorm."""
     critic_post_gate_layer: bool = setting(False, BOOLEAN)
     """Whether to add a hidden layer after the critic's gate."""
     image_network: ImageNetwork = setting("mnih2013", one_of(ImageNetwork))
@@ -207,6 +211,17 @@ class AgentConfig(LearnerConfig):
     reward_clip: float | None = setting(None, _FINITE_CLIP)
     """Largest absolute reward in the replay; larger rewards are clipped. Reported returns are not
     clipped. ``None`` does not clip."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Rule(
+            "'gated' with critic_type 'v', which takes no action",
+            lambda value: self.critic_type == "q" or value == "gated",
+        ).check("critic_network", self.critic_network)
+        Rule(
+            "false with critic_network 'joint', which has no gate",
+            lambda value: self.critic_network == "gated" or not value,
+        ).check("critic_post_gate_layer", self.critic_post_gate_layer)
 
 
 @dataclass(frozen=True)

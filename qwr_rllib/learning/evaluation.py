@@ -17,8 +17,8 @@ from qwr_rllib.learning.accel.gradients import (
     gate_kernel,
 )
 from qwr_rllib.learning.networks import (
-    GatedCritic,
     ImageEncoder,
+    QCritic,
     QWRNetworks,
     ValueCritic,
     channels_first,
@@ -34,7 +34,7 @@ MAX_CACHED_FEATURES_BYTES = 2**28
 MAX_TILE, MAX_TILE_ELEMENTS = 2**11, 2**23
 MAX_GPU_TILE, MAX_GPU_TILE_ELEMENTS = 2**15, 2**28
 
-Critic = GatedCritic | ValueCritic
+Critic = QCritic | ValueCritic
 
 
 class NetworkInputs:
@@ -158,8 +158,8 @@ class CriticEvaluator:
             actions = actions.detach().requires_grad_()
             parts = features.chunk(len(self._critics), -1)
             for critic, part in zip(self._critics, parts, strict=True):
-                assert isinstance(critic, GatedCritic)
-                total = total + critic.q_scale * critic.gate(part.unsqueeze(1), actions).sum()
+                assert isinstance(critic, QCritic)
+                total = total + critic.q_scale * critic.scaled_q(part.unsqueeze(1), actions).sum()
             (gradient,) = torch.autograd.grad(total / len(self._critics), actions)
         return gradient
 

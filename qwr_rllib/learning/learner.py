@@ -36,8 +36,8 @@ from qwr_rllib.learning.evaluation import (
 )
 from qwr_rllib.learning.networks import (
     CategoricalActor,
-    GatedCritic,
     GaussianActor,
+    QCritic,
     QWRNetworks,
     ValueCritic,
 )
@@ -89,7 +89,7 @@ class Learner:
         seed: int | None = None,
         threads: int = 1,
     ) -> None:
-        critic, kind = networks.critic, GatedCritic if config.critic_type == "q" else ValueCritic
+        critic, kind = networks.critic, QCritic if config.critic_type == "q" else ValueCritic
         if critic is None or not isinstance(critic, kind):
             raise ValueError(
                 "networks must have a critic to be trained, with critic_type "

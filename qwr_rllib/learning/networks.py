@@ -6,6 +6,7 @@ dimensions or the number of discrete actions, ``h`` the width of the critic's fe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qwr_rllib.learning import losses
-from qwr_rllib.learning.config import CriticType, ImageNetwork, learner_config
+from qwr_rllib.learning.config import CriticNetwork, CriticType, ImageNetwork, learner_config
 from qwr_rllib.specs import Spec
 
 HEAD_INIT = 1e-2
@@ -337,14 +338,64 @@ class CategoricalActor(nn.Module):
         return losses.categorical_regression_loss_gradient(params, *regression)
 
 
-class GatedCritic(nn.Module):
-    """``Q(s, a)``: features of the state gated by the action (paper, appendix 6.1).
+class QCritic(nn.Module):
+    """``Q(s, a)``: features of the state, combined with the embedded action, then further layers.
+
+    The head predicts ``(1 - gamma) Q``. If the targets have the same discount, this is of the order
+    of one reward. :meth:`features` depends on the state alone, so that n actions need one pass of
+    it. Subclasses make the layers and :meth:`_combine_`.
+    """
+
+    body: nn.Module
+    embed: nn.Module
+    norm: nn.LayerNorm
+    post: nn.Module
+    head: nn.Linear
+    num_features: int
+    q_scale: float
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Returns the features ``(..., h)`` of normalised observations."""
+        return self.body(obs)
+
+    def _combine(self, features: Tensor, embedded: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _combine_(self, features: Tensor, embedded: Tensor) -> Tensor:
+        """Writes :meth:`_combine` into ``embedded``."""
+        raise NotImplementedError
+
+    def scaled_q(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Returns ``(1 - gamma) Q(s, a)`` ``(...)`` for features ``(..., h)`` and actions."""
+        combined = self._combine(features, self.embed(actions))
+        return self.head(self.post(F.relu(self.norm(combined)))).squeeze(-1)
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Returns ``(1 - gamma) Q(s, a)``, ``(...)``, for one action of each state."""
+        return self.scaled_q(self.features(obs), actions)
+
+    @torch.no_grad()
+    def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Returns ``Q(s, a)`` of n actions per state: ``(k, h)``, ``(k, n, [d])`` to ``(k, n)``.
+
+        On a CPU, computes the states in tiles that stay in a core's cache.
+        """
+        tile = TILE if features.device.type == "cpu" else max(1, len(features))
+        values = [
+            # In place, as memory traffic takes a third of the time.
+            self.head(
+                self.post(self.norm(self._combine_(o.unsqueeze(-2), self.embed(some))).relu_())
+            ).squeeze(-1)
+            for o, some in zip(features.split(tile), actions.split(tile), strict=True)
+        ]
+        return torch.cat(values) * self.q_scale
+
+
+class GatedCritic(QCritic):
+    """Features of the state gated by the action (paper, appendix 6.1).
 
     ``o * tanh(embed(a))``, LayerNorm, ReLU, an optional further layer, then the head. Without the
-    LayerNorm the Q-values diverge. The head predicts ``(1 - gamma) Q``. If the targets have the
-    same discount, this is of the order of one reward.
-
-    :meth:`features` depends on the state alone, so that n actions need one pass of it.
+    LayerNorm the Q-values diverge.
 
     Args:
         body: features of the normalised observation.
@@ -380,35 +431,54 @@ class GatedCritic(nn.Module):
         self.q_scale = 1 / (1 - gamma)
         self.head = _small_head(in_features, 1)
 
-    def features(self, obs: Tensor) -> Tensor:
-        """Returns the features ``(..., h)`` of normalised observations."""
-        return self.body(obs)
+    def _combine(self, features: Tensor, embedded: Tensor) -> Tensor:
+        return features * torch.tanh(embedded)
 
-    def gate(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Returns ``(1 - gamma) Q(s, a)`` ``(...)`` for features ``(..., h)`` and actions."""
-        gated = features * torch.tanh(self.embed(actions))
-        hidden = self.post(F.relu(self.norm(gated)))
-        return self.head(hidden).squeeze(-1)
+    def _combine_(self, features: Tensor, embedded: Tensor) -> Tensor:
+        return embedded.tanh_().mul_(features)
 
-    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Returns ``(1 - gamma) Q(s, a)``, ``(...)``, for one action of each state."""
-        return self.gate(self.features(obs), actions)
 
-    @torch.no_grad()
-    def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Returns ``Q(s, a)`` of n actions per state: ``(k, h)``, ``(k, n, [d])`` to ``(k, n)``.
+class JointCritic(QCritic):
+    """Linear layers of state and action together, each followed by LayerNorm and ReLU.
 
-        On a CPU, computes the states in tiles that stay in a core's cache.
-        """
-        tile = TILE if features.device.type == "cpu" else max(1, len(features))
-        values = [
-            # In place, as memory traffic takes a third of the time.
-            self.head(
-                self.post(self.norm(self.embed(some).tanh_().mul_(o.unsqueeze(-2))).relu_())
-            ).squeeze(-1)
-            for o, some in zip(features.split(tile), actions.split(tile), strict=True)
-        ]
-        return torch.cat(values) * self.q_scale
+    LayerNorm bounds Q at actions that no row has (Ball et al., 2023, "Efficient online
+    reinforcement learning with offline data", section 4.2). Targets that evaluate actions of the
+    current policy need this bound.
+
+    Args:
+        body: features of the normalised observation; an identity for vectors.
+        in_features: width of the features, or size of the vector.
+        spec: kind and dimension of the actions.
+        gamma: in [0, 1), scales the head: the (first) discount.
+        hiddens: widths of the layers, at least one.
+    """
+
+    def __init__(
+        self, body: nn.Module, in_features: int, spec: Spec, gamma: float, hiddens: Sequence[int]
+    ):
+        super().__init__()
+        first, last = hiddens[0], hiddens[-1]
+        # The first layer in two parts, of which that of the state serves all of its actions.
+        self.body = nn.Sequential(body, nn.Linear(in_features, first))
+        if spec.discrete:
+            self.embed = nn.Embedding(spec.action_dim, first)
+        else:
+            self.embed = nn.Linear(spec.action_dim, first)
+        self.norm = nn.LayerNorm(first)
+        layers: list[nn.Module] = []
+        for before, width in itertools.pairwise(hiddens):
+            layers += [nn.Linear(before, width), nn.LayerNorm(width), nn.ReLU(inplace=True)]
+        self.post = nn.Sequential(*layers)
+        self.apply(_glorot)
+        self.num_features = first
+        self.q_scale = 1 / (1 - gamma)
+        self.head = _small_head(last, 1)
+
+    def _combine(self, features: Tensor, embedded: Tensor) -> Tensor:
+        return features + embedded
+
+    def _combine_(self, features: Tensor, embedded: Tensor) -> Tensor:
+        return embedded.add_(features)
 
 
 class ValueCritic(nn.Module):
@@ -450,7 +520,9 @@ class QWRNetworks(nn.Module):
         normalize_observations: whether to normalise vectors by their running mean and variance;
             images are scaled to [0, 1] in any case.
         critic_post_gate_layer: see :class:`GatedCritic`.
-        critic_type: ``"q"`` for a :class:`GatedCritic`, ``"v"`` for a :class:`ValueCritic`.
+        critic_type: ``"q"`` for a :class:`QCritic`, ``"v"`` for a :class:`ValueCritic`.
+        critic_network: ``"gated"`` for a :class:`GatedCritic`, ``"joint"`` for a
+            :class:`JointCritic`.
         with_critic: ``False`` for an agent that only acts.
         num_critics: at least 1; all but the first are in :attr:`other_critics`.
         image_network: the layers for images, one of :data:`IMAGE_NETWORKS`.
@@ -468,6 +540,7 @@ class QWRNetworks(nn.Module):
         normalize_observations: bool = True,
         critic_post_gate_layer: bool = False,
         critic_type: CriticType = "q",
+        critic_network: CriticNetwork = "gated",
         with_critic: bool = True,
         num_critics: int = 1,
         image_network: ImageNetwork = "mnih2013",
@@ -498,16 +571,21 @@ class QWRNetworks(nn.Module):
         else:
             self.actor = GaussianActor(body(), width, spec.action_dim, action_std)
 
-        def critic() -> GatedCritic | ValueCritic:
+        def critic() -> QCritic | ValueCritic:
             if critic_type == "v":
                 return ValueCritic(body(), width, gamma)
+            if critic_network == "joint" and spec.image:
+                return JointCritic(body(), width, spec, gamma, [width])
+            if critic_network == "joint":
+                size = math.prod(spec.obs_shape)
+                return JointCritic(nn.Identity(), size, spec, gamma, hiddens)
             return GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
 
         self.critic = critic() if with_critic else None
         self.other_critics = nn.ModuleList(critic() for _ in range(with_critic * num_critics - 1))
 
     @property
-    def critics(self) -> list[GatedCritic | ValueCritic]:
+    def critics(self) -> list[QCritic | ValueCritic]:
         """All critics; none if the agent only acts."""
         others: list[Any] = list(self.other_critics)
         return [] if self.critic is None else [self.critic, *others]
@@ -554,6 +632,7 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         normalize_observations=config["normalize_observations"],
         critic_post_gate_layer=config["critic_post_gate_layer"],
         critic_type=config["critic_type"],
+        critic_network=config.get("critic_network", "gated"),  # the only one in earlier releases
         with_critic=with_critic,
         num_critics=config.get("num_critics", 1),  # the only number in earlier releases
         image_network=config.get("image_network", "mnih2013"),  # the only one in earlier releases

@@ -21,7 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from qwr_rllib.learning.accel.gemm import linear, matmul, takes_onednn
-from qwr_rllib.learning.networks import CategoricalActor, GatedCritic, GaussianActor, ValueCritic
+from qwr_rllib.learning.networks import (
+    CategoricalActor,
+    GatedCritic,
+    GaussianActor,
+    QCritic,
+    ValueCritic,
+)
 
 if TYPE_CHECKING:
     from qwr_rllib.learning.accel.kernels import GateKernel
@@ -101,13 +107,13 @@ def gate_kernel(
     return compiled.GateKernel(critic, into) if compiled else None
 
 
-def features_of(critic: GatedCritic | ValueCritic) -> Callable[[Tensor], Tensor]:
+def features_of(critic: QCritic | ValueCritic) -> Callable[[Tensor], Tensor]:
     """Returns a function for ``critic.features``, which uses ``gemm`` if the body is dense layers.
 
     Args:
         critic: its parameters may change, but must keep their memory.
     """
-    layers = _dense_layers(critic.body) if isinstance(critic, GatedCritic) else None
+    layers = _dense_layers(critic.body) if isinstance(critic, QCritic) else None
     if layers is None:
         return critic.features
 

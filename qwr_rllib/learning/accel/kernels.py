@@ -314,7 +314,7 @@ class GateKernel:
         return values.mul_(self._q_scale)
 
     def forward(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Computes :meth:`GatedCritic.gate`, ``(k, h)`` and ``(k, d)`` to ``(k,)``."""
+        """Computes :meth:`GatedCritic.scaled_q`, ``(k, h)`` and ``(k, d)`` to ``(k,)``."""
         if self._shape != features.shape:
             self._shape = features.shape
             self._gates, self._normed, self._d_features = (
