@@ -26,7 +26,8 @@ GROUPS = {
     ],
     "Critic": [
         "gamma", "margin", "lambda_", "backup", "backup_temperature", "q_spread",
-        "target_update_freq", "critic_lr", "critic_type", "num_critics", "critic_post_gate_layer",
+        "target_update_freq", "critic_lr", "critic_type", "num_critics",
+        "critic_network", "critic_post_gate_layer",
     ],
     "Actor": [
         "beta", "max_weight", "advantage_scaling", "n_action_samples", "action_std", "actor_lr",
