@@ -74,7 +74,7 @@ METRICS = (
         "replay/policy_age_new",
         "The same over the iteration's new rows.",
     ),
-    Metric("qwr_critic_loss", "learner/critic_loss", "Mean squared error of (1 - gamma) Q."),
+    Metric("qwr_critic_loss", "learner/critic_loss", "Mean squared error of Q / q_scale."),
     Metric("qwr_actor_loss", "learner/actor_loss", "Weighted negative log-likelihood, nats."),
     Metric("qwr_q_mean", "learner/q_mean", "Mean predicted Q, in units of return."),
     Metric("qwr_target_mean", "learner/target_mean", "Mean target of Q, in units of return."),

@@ -50,7 +50,7 @@ def loss_of(actor):
 def networks(discrete, action_dim=3, **kwargs):
     torch.manual_seed(0)
     spec = Spec((5,), "float32", action_dim, discrete)
-    return QWRNetworks(spec, hiddens=(32, 24), gamma=0.99, **kwargs)
+    return QWRNetworks(spec, hiddens=(32, 24), q_scale=100.0, **kwargs)
 
 
 def lively(module):

@@ -27,7 +27,7 @@ ENDS = ["terminated", "truncated", "", "terminated", "truncated"]
 
 def networks_for(spec, seed=0, hiddens=(16, 16), **kwargs):
     torch.manual_seed(seed)
-    networks = QWRNetworks(spec, hiddens=hiddens, gamma=0.9, **kwargs)
+    networks = QWRNetworks(spec, hiddens=hiddens, q_scale=1 / (1 - 0.9), **kwargs)
     # Heads of order 1: Q-values and policies that differ from state to state.
     torch.nn.init.normal_(networks.actor.head.weight, 0.0, 0.3)
     if networks.critic is not None:

@@ -162,7 +162,7 @@ def evaluate(env, networks):
 def train(env, seed=0):
     """Returns the score after a few iterations."""
     torch.manual_seed(seed)
-    networks = QWRNetworks(env.spec, hiddens=(32, 32), gamma=0.95)
+    networks = QWRNetworks(env.spec, hiddens=(32, 32), q_scale=20.0)
     # Values start at 0, so that a target network that is never updated gives no information.
     torch.nn.init.zeros_(networks.critic.head.weight)
     config = LearnerConfig(

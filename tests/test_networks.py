@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from qwr_rllib.learning import losses
+from qwr_rllib.learning.config import defaults_of
 from qwr_rllib.learning.networks import (
     CategoricalActor,
     GatedCritic,
@@ -16,6 +17,7 @@ from qwr_rllib.learning.networks import (
     ImageEncoder,
     ObservationNormalizer,
     QWRNetworks,
+    networks_of,
     to_blocks,
 )
 from qwr_rllib.specs import Spec
@@ -194,7 +196,7 @@ def test_actors_start_near_zero():
 
 
 def naive_critic(critic, obs, action, post_gate_layer):
-    """Returns ``(1 - gamma) Q(s, a)`` of one state and action by the formula of appendix 6.1."""
+    """Returns ``Q(s, a) / q_scale`` of one state and action by the formula of appendix 6.1."""
     state = critic.state_dict()
     hidden = obs
     for layer in (0, 2):
@@ -229,7 +231,9 @@ def test_critic_is_the_formula(spec, post_gate_layer):
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
 @pytest.mark.parametrize("states", [1, 127, 128, 129, 400])
 def test_q_values_are_the_scaled_forward_pass(spec, states, post_gate_layer):
-    networks = QWRNetworks(spec, hiddens=(8, 6), gamma=0.95, critic_post_gate_layer=post_gate_layer)
+    networks = QWRNetworks(
+        spec, hiddens=(8, 6), q_scale=20.0, critic_post_gate_layer=post_gate_layer
+    )
     critic = spoil_init(networks.critic)
     obs, actions = torch.randn(states, 3), actions_for(spec, states, 5)
     features = critic.features(obs)
@@ -262,14 +266,24 @@ def test_q_depends_on_state_and_action(spec):
 
 
 def test_critic_starts_near_zero():
-    networks = QWRNetworks(CONTINUOUS, gamma=0.99)
+    networks = QWRNetworks(CONTINUOUS, q_scale=100.0)
     q_values = networks.critic(torch.randn(100, 3), torch.randn(100, 2))
     assert 0 < q_values.abs().max() < 0.2
 
 
-def test_q_scale_is_the_horizon():
-    assert QWRNetworks(CONTINUOUS, gamma=0.99).critic.q_scale == pytest.approx(100)
-    assert QWRNetworks(CONTINUOUS, gamma=0.0).critic.q_scale == 1
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"gamma": 0.99}, 100),
+        ({"gamma": 0.0}, 1),
+        ({"gamma": [[0, 0.9], [100, 0.99]]}, 10),
+        ({"gamma": 0.99, "q_scale": 3.0}, 3),
+    ],
+    ids=str,
+)
+def test_q_scale_is_the_setting_or_the_first_horizon(settings, expected):
+    networks = networks_of(CONTINUOUS, defaults_of("QWR") | settings)
+    assert networks.critic.q_scale == pytest.approx(expected)
 
 
 def naive_joint_critic(critic, obs, action):
@@ -291,7 +305,7 @@ def naive_joint_critic(critic, obs, action):
 
 @pytest.mark.parametrize("spec", [CONTINUOUS, DISCRETE])
 def test_joint_critic_is_the_formula(spec):
-    networks = QWRNetworks(spec, hiddens=(8, 6), gamma=0.95, critic_network="joint")
+    networks = QWRNetworks(spec, hiddens=(8, 6), q_scale=20.0, critic_network="joint")
     critic = spoil_init(networks.critic)
     obs, actions = torch.randn(130, 3), actions_for(spec, 130, 5)
     features = critic.features(obs)
@@ -503,7 +517,7 @@ def test_an_image_too_small_for_the_convolutions_is_named():
 def test_enumerated_and_sampled_actions_agree_in_expectation():
     """Backup and weights are the same with all actions under mu and with many samples."""
     torch.manual_seed(1)
-    actor, critic = QWRNetworks(IMAGES).actor, spoil_init(QWRNetworks(IMAGES, gamma=0.0).critic)
+    actor, critic = QWRNetworks(IMAGES).actor, spoil_init(QWRNetworks(IMAGES, q_scale=1.0).critic)
     features = critic.features(to_blocks(255 * torch.rand(1, 2, 24, 20), 4))
     features = features / features.std()
     mu = torch.tensor([[1.0, 0.0, -1.0, 0.5]])
@@ -524,9 +538,9 @@ def test_enumerated_and_sampled_actions_agree_in_expectation():
         torch.testing.assert_close(targets, exact.setdefault("targets", targets), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("gamma", [0.5, 0.99, 0.999])
+@pytest.mark.parametrize("q_scale", [2.0, 100.0, 1000.0])
 @pytest.mark.parametrize("critic_type", ["q", "v"])
-def test_what_the_critic_predicts_starts_near_0(critic_type, gamma):
-    networks = QWRNetworks(CONTINUOUS, gamma=gamma, critic_type=critic_type)
+def test_what_the_critic_predicts_starts_near_0(critic_type, q_scale):
+    networks = QWRNetworks(CONTINUOUS, q_scale=q_scale, critic_type=critic_type)
     obs, actions = torch.randn(500, 3), torch.randn(500, 2)
     assert 0 < networks.critic(obs, actions).abs().max() < 0.5

@@ -619,9 +619,10 @@ def test_a_checkpoint_of_something_else_is_refused(build, tmp_path):
     other = build(critic_post_gate_layer=True)
     with pytest.raises(ValueError, match=r"another network: critic.post.0.bias has shape None"):
         other.restore(str(tmp_path))
-    message = r"gamma must begin with the checkpoint's, 0.99, .* got 0.9"
-    with pytest.raises(ValueError, match=message):
-        build(gamma=0.9).restore(str(tmp_path))
+    for changes in ({"gamma": 0.9}, {"q_scale": 10.0}):
+        message = r"must divide Q by the checkpoint's number, 100, got 10 \("
+        with pytest.raises(ValueError, match=message):
+            build(**changes).restore(str(tmp_path))
     build(gamma=[[0, 0.99], [400, 0.995]]).restore(str(tmp_path))
     with pytest.raises(ValueError, match="there is no checkpoint at"):
         QWR.from_checkpoint(tmp_path / "nowhere")

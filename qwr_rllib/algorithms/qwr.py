@@ -514,7 +514,7 @@ class QWR(Algorithm):
 
         Raises:
             ValueError: if the checkpoint is missing or incomplete, or of another environment,
-                network, first discount or version; nothing is restored then.
+                network, scale of Q or version; nothing is restored then.
         """
         with checkpoint.opened(Path(checkpoint_dir)) as folder:
             self._replay_to_load = arrays = checkpoint.read_replay(folder)
@@ -601,11 +601,16 @@ class QWR(Algorithm):
         if env != own_env:
             raise ValueError(f"the checkpoint is of environment {env!r}, not {own_env!r}")
         config = self.learner.config
-        first = dataclasses.replace(config, gamma=state["config"]["gamma"]).gamma_at(0)
-        if first != config.gamma_at(0):
+        saved_config = dataclasses.replace(
+            config,
+            gamma=state["config"]["gamma"],
+            q_scale=state["config"].get("q_scale", "horizon"),  # the only one in earlier releases
+        )
+        if saved_config.head_scale != config.head_scale:
             raise ValueError(
-                f"gamma must begin with the checkpoint's, {first}, which scales its critic's head; "
-                f"got {config.gamma!r}"
+                "q_scale and the first gamma must divide Q by the checkpoint's number, "
+                f"{saved_config.head_scale:g}, got {config.head_scale:g} "
+                f"(q_scale {config.q_scale!r}, gamma {config.gamma!r})"
             )
         saved = saved_learner["networks"]
         own = self.learner.networks.state_dict()

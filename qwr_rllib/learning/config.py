@@ -131,6 +131,10 @@ class LearnerConfig:
     """Shifts advantages to mean 0 and divides by their standard deviation, per ``"state"`` or over
     the ``"minibatch"``. ``"median"`` shifts per state and divides by the median of the states'
     standard deviations; ``"none"`` does neither."""
+    q_scale: float | Literal["horizon"] = setting("horizon", POSITIVE | "horizon")
+    """The critic's head predicts Q divided by this. ``"horizon"`` is ``1 / (1 - gamma)`` with the
+    first gamma (the paper), for which predictions are of the order of one reward. Small values
+    make Q change less at each step of Adam."""
     critic_lr: float = setting(5e-4, POSITIVE)
     """Adam's learning rate for the critic."""
     actor_lr: float = setting(1e-4, POSITIVE)
@@ -175,6 +179,11 @@ class LearnerConfig:
             return self.gamma
         steps, values = zip(*self.gamma, strict=True)
         return float(np.interp(env_steps, steps, values))
+
+    @property
+    def head_scale(self) -> float:
+        """The number by which the critic's head divides Q: :attr:`q_scale`."""
+        return 1 / (1 - self.gamma_at(0)) if isinstance(self.q_scale, str) else self.q_scale
 
 
 @dataclass(frozen=True)

@@ -338,7 +338,7 @@ class Learner:
         """Returns the sums over steps of loss, mean Q and mean target."""
         rows = view.sample(steps * self.config.train_batch_size, self._generator)
         targets = self._targets(view, rows, steps, features)
-        # The head predicts (1 - gamma) Q, so the loss is in these units too.
+        # The head predicts Q / q_scale, so the loss is in these units too.
         scaled_targets = targets / self.critic.q_scale
         rows = rows.view(steps, -1)
         actions = view.columns["actions"][rows]

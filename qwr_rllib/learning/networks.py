@@ -341,9 +341,8 @@ class CategoricalActor(nn.Module):
 class QCritic(nn.Module):
     """``Q(s, a)``: features of the state, combined with the embedded action, then further layers.
 
-    The head predicts ``(1 - gamma) Q``. If the targets have the same discount, this is of the order
-    of one reward. :meth:`features` depends on the state alone, so that n actions need one pass of
-    it. Subclasses make the layers and :meth:`_combine_`.
+    The head predicts ``Q / q_scale``. :meth:`features` depends on the state alone, so that n
+    actions need one pass of it. Subclasses make the layers and combine features and action.
     """
 
     body: nn.Module
@@ -366,12 +365,12 @@ class QCritic(nn.Module):
         raise NotImplementedError
 
     def scaled_q(self, features: Tensor, actions: Tensor) -> Tensor:
-        """Returns ``(1 - gamma) Q(s, a)`` ``(...)`` for features ``(..., h)`` and actions."""
+        """Returns ``Q(s, a) / q_scale`` ``(...)`` for features ``(..., h)`` and actions."""
         combined = self._combine(features, self.embed(actions))
         return self.head(self.post(F.relu(self.norm(combined)))).squeeze(-1)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Returns ``(1 - gamma) Q(s, a)``, ``(...)``, for one action of each state."""
+        """Returns ``Q(s, a) / q_scale``, ``(...)``, for one action of each state."""
         return self.scaled_q(self.features(obs), actions)
 
     @torch.no_grad()
@@ -401,7 +400,7 @@ class GatedCritic(QCritic):
         body: features of the normalised observation.
         in_features: width of the features.
         spec: kind and dimension of the actions.
-        gamma: in [0, 1), scales the head: the (first) discount.
+        q_scale: the head predicts Q (or V) divided by it.
         post_gate_layer: whether to add a ReLU layer after the gate.
     """
 
@@ -410,7 +409,7 @@ class GatedCritic(QCritic):
         body: nn.Module,
         in_features: int,
         spec: Spec,
-        gamma: float,
+        q_scale: float,
         post_gate_layer: bool = False,
     ):
         super().__init__()
@@ -428,7 +427,7 @@ class GatedCritic(QCritic):
             # from the critic.
             nn.init.uniform_(self.embed.bias, -1, 1)
         self.num_features = in_features
-        self.q_scale = 1 / (1 - gamma)
+        self.q_scale = q_scale
         self.head = _small_head(in_features, 1)
 
     def _combine(self, features: Tensor, embedded: Tensor) -> Tensor:
@@ -449,12 +448,12 @@ class JointCritic(QCritic):
         body: features of the normalised observation; an identity for vectors.
         in_features: width of the features, or size of the vector.
         spec: kind and dimension of the actions.
-        gamma: in [0, 1), scales the head: the (first) discount.
+        q_scale: the head predicts Q (or V) divided by it.
         hiddens: widths of the layers, at least one.
     """
 
     def __init__(
-        self, body: nn.Module, in_features: int, spec: Spec, gamma: float, hiddens: Sequence[int]
+        self, body: nn.Module, in_features: int, spec: Spec, q_scale: float, hiddens: Sequence[int]
     ):
         super().__init__()
         first, last = hiddens[0], hiddens[-1]
@@ -471,7 +470,7 @@ class JointCritic(QCritic):
         self.post = nn.Sequential(*layers)
         self.apply(_glorot)
         self.num_features = first
-        self.q_scale = 1 / (1 - gamma)
+        self.q_scale = q_scale
         self.head = _small_head(last, 1)
 
     def _combine(self, features: Tensor, embedded: Tensor) -> Tensor:
@@ -482,19 +481,19 @@ class JointCritic(QCritic):
 
 
 class ValueCritic(nn.Module):
-    """``V(s)``: a body and a head that predicts ``(1 - gamma) V`` (paper, Algorithm 1).
+    """``V(s)``: a body and a head that predicts ``V / q_scale`` (paper, Algorithm 1).
 
     Args:
         body: features of the normalised observation.
         in_features: width of the features.
-        gamma: in [0, 1), scales the head: the (first) discount.
+        q_scale: the head predicts Q (or V) divided by it.
     """
 
-    def __init__(self, body: nn.Module, in_features: int, gamma: float):
+    def __init__(self, body: nn.Module, in_features: int, q_scale: float):
         super().__init__()
         self.body = body.apply(_glorot)
         self.num_features = 1
-        self.q_scale = 1 / (1 - gamma)
+        self.q_scale = q_scale
         self.head = _small_head(in_features, 1)
 
     def features(self, obs: Tensor) -> Tensor:
@@ -502,7 +501,7 @@ class ValueCritic(nn.Module):
         return self.head(self.body(obs)) * self.q_scale
 
     def forward(self, obs: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Returns ``(1 - gamma) V(s)``, ``(...)``; ignores the actions."""
+        """Returns ``V(s) / q_scale``, ``(...)``; ignores the actions."""
         return self.head(self.body(obs)).squeeze(-1)
 
 
@@ -515,7 +514,7 @@ class QWRNetworks(nn.Module):
         spec: shapes of observation and action.
         hiddens: widths of the bodies' layers for vectors.
         activation: one of :data:`ACTIVATIONS`.
-        gamma: scales the critic's head, see :class:`GatedCritic`.
+        q_scale: the critics' heads predict Q (or V) divided by it.
         action_std: standard deviation of the Gaussian actor.
         normalize_observations: whether to normalise vectors by their running mean and variance;
             images are scaled to [0, 1] in any case.
@@ -535,7 +534,7 @@ class QWRNetworks(nn.Module):
         spec: Spec,
         hiddens: Sequence[int] = (256, 256),
         activation: str = "relu",
-        gamma: float = 0.99,
+        q_scale: float = 100.0,
         action_std: float = 0.4,
         normalize_observations: bool = True,
         critic_post_gate_layer: bool = False,
@@ -573,13 +572,13 @@ class QWRNetworks(nn.Module):
 
         def critic() -> QCritic | ValueCritic:
             if critic_type == "v":
-                return ValueCritic(body(), width, gamma)
+                return ValueCritic(body(), width, q_scale)
             if critic_network == "joint" and spec.image:
-                return JointCritic(body(), width, spec, gamma, [width])
+                return JointCritic(body(), width, spec, q_scale, [width])
             if critic_network == "joint":
                 size = math.prod(spec.obs_shape)
-                return JointCritic(nn.Identity(), size, spec, gamma, hiddens)
-            return GatedCritic(body(), width, spec, gamma, critic_post_gate_layer)
+                return JointCritic(nn.Identity(), size, spec, q_scale, hiddens)
+            return GatedCritic(body(), width, spec, q_scale, critic_post_gate_layer)
 
         self.critic = critic() if with_critic else None
         self.other_critics = nn.ModuleList(critic() for _ in range(with_critic * num_critics - 1))
@@ -627,7 +626,7 @@ def networks_of(spec: Spec, config: Any, with_critic: bool = True) -> QWRNetwork
         spec,
         hiddens=model["fcnet_hiddens"],
         activation=model["fcnet_activation"],
-        gamma=learner_config(config).gamma_at(0),
+        q_scale=learner_config(config).head_scale,
         action_std=config["action_std"],
         normalize_observations=config["normalize_observations"],
         critic_post_gate_layer=config["critic_post_gate_layer"],

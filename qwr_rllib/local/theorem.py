@@ -173,7 +173,7 @@ def run_trial(trial: Trial) -> Outcome:
     networks = QWRNetworks(
         env.spec,
         hiddens=(128, 128),
-        gamma=GAMMA,
+        q_scale=1 / (1 - GAMMA),
         action_std=ACTION_STD,
         critic_type="v" if awr else "q",
     )
