@@ -21,8 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 BEGIN, END = "<!-- begin: scripts/settings_table.py -->\n", "<!-- end -->\n"
 GROUPS = {
     "How much is collected and trained": [
-        "n_interactions", "batch_mode", "n_critic_steps", "n_actor_steps", "alternations",
-        "train_batch_size",
+        "n_interactions", "batch_mode", "n_critic_steps", "n_actor_steps", "train_batch_size",
         "replay_capacity",
     ],
     "Critic": [

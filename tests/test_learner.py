@@ -438,9 +438,9 @@ def test_target_features_are_computed_once_a_sync_where_chunks_would_repeat_them
     found = {}
     for name, once in (("each chunk", False), ("once", True)):
         learner, view = scripted(CONTINUOUS, target_update_freq=6, n_critic_steps=13)
-        assert learner._visits_states_again(view, 6, 3)  # 3 chunks of 32 draws, of 25 rows
+        assert learner._visits_states_again(view)  # 3 chunks of 32 draws, of 25 rows
         if not once:
-            monkeypatch.setattr(learner, "_visits_states_again", lambda *_: False)
+            monkeypatch.setattr(learner, "_visits_states_again", lambda view: False)
         passed = []
         (body,) = learner._by_target.bodies
         learner._by_target.bodies[0] = lambda obs, body=body, passed=passed: (
@@ -454,7 +454,7 @@ def test_target_features_are_computed_once_a_sync_where_chunks_would_repeat_them
 
 def test_target_features_are_of_the_chunks_alone_where_they_have_fewer_states():
     learner, view = scripted(CONTINUOUS, target_update_freq=3)
-    assert not learner._visits_states_again(view, 3, 3)
+    assert not learner._visits_states_again(view)
 
 
 # Chunks
@@ -815,31 +815,6 @@ def test_impossible_settings_are_refused(key, value, allowed):
 def test_possible_settings_are_taken(settings):
     config = LearnerConfig(**settings)
     assert all(getattr(config, name) == value for name, value in settings.items())
-
-
-def test_alternations_are_iterations_of_a_part_of_the_steps():
-    steps = {"n_critic_steps": 30, "n_actor_steps": 15}
-    once, view = scripted(CONTINUOUS, alternations=3, **steps)
-    parts, other_view = scripted(CONTINUOUS, n_critic_steps=10, n_actor_steps=5)
-    found = once.train(view)
-    expected = [parts.train(other_view) for _ in range(3)]
-    for module, other in ((once.critic, parts.critic), (once.actor, parts.actor)):
-        assert torch.equal(weights(module), weights(other))
-    for name in ("critic_loss", "q_mean", "actor_loss", "weight_ess"):
-        assert found[name] == pytest.approx(np.mean([part[name] for part in expected]))
-    assert found["weight_max"] == max(part["weight_max"] for part in expected)
-    assert once.num_critic_updates == 30
-    plain, _ = scripted(CONTINUOUS, **steps)
-    plain.train(view)
-    assert not torch.equal(weights(once.critic), weights(plain.critic))
-
-
-@pytest.mark.parametrize("steps", [{"n_critic_steps": 10}, {"n_actor_steps": 10}], ids=str)
-def test_alternations_must_divide_the_steps(steps):
-    settings = {"n_critic_steps": 30, "n_actor_steps": 30, "alternations": 3} | steps
-    with pytest.raises(ValueError, match=r"alternations must be a divisor of .* got 3"):
-        LearnerConfig(**settings)
-    LearnerConfig(**settings | {"alternations": 5})
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from ray.rllib.policy.policy import Policy
 from ray.rllib.policy.sample_batch import DEFAULT_POLICY_ID
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
-    LEARN_ON_BATCH_TIMER,
     NUM_AGENT_STEPS_SAMPLED,
     NUM_ENV_STEPS_SAMPLED,
     NUM_ENV_STEPS_TRAINED,
@@ -66,6 +65,8 @@ from qwr_rllib.versions import versions
 logger = logging.getLogger("ray.rllib.qwr")
 
 UPDATE_VIEW_TIMER = "update_view"
+CRITIC_TIMER = "critic_phase"
+ACTOR_TIMER = "actor_phase"
 
 
 class RefusedRowsError(RuntimeError):
@@ -400,8 +401,10 @@ class QWR(Algorithm):
             self._update_view()
         if self.config.overlap_sampling and self._collects(self.iteration + 1):
             self.collector.begin(self.learner.num_actor_updates)
-        with self._timers[LEARN_ON_BATCH_TIMER]:
-            metrics = self.learner.train(self.view, self._counters[NUM_ENV_STEPS_SAMPLED])
+        with self._timers[CRITIC_TIMER]:
+            critic = self.learner.train_critic(self.view, self._counters[NUM_ENV_STEPS_SAMPLED])
+        with self._timers[ACTOR_TIMER]:
+            actor = self.learner.train_actor(self.view)
         # Kills a worker that hangs: the weights' sync below would wait for it.
         self.collector.wait()
         with self._timers[SYNCH_WORKER_WEIGHTS_TIMER]:
@@ -414,12 +417,16 @@ class QWR(Algorithm):
             * batch_size
             / self._replay_metrics["num_rows_inserted_lifetime"]
         )
-        self._learner_metrics = metrics | {
-            "gamma": self.learner.gamma,
-            "num_critic_updates_lifetime": self.learner.num_critic_updates,
-            "num_actor_updates_lifetime": self.learner.num_actor_updates,
-            "num_target_updates_lifetime": self.learner.num_target_updates,
-        }
+        self._learner_metrics = (
+            critic
+            | actor
+            | {
+                "gamma": self.learner.gamma,
+                "num_critic_updates_lifetime": self.learner.num_critic_updates,
+                "num_actor_updates_lifetime": self.learner.num_actor_updates,
+                "num_target_updates_lifetime": self.learner.num_target_updates,
+            }
+        )
         return {}
 
     @override(Algorithm)

@@ -82,9 +82,6 @@ class LearnerConfig:
     """Critic minibatches per iteration."""
     n_actor_steps: int = setting(3000, integer(0))
     """Actor minibatches per iteration."""
-    alternations: int = setting(1, integer(1))
-    """Times that an iteration changes from the critic to the actor. 1 makes all critic steps, then
-    all actor steps (the paper); k makes a k-th of both k times."""
     target_update_freq: int = setting(100, integer(1))
     """Critic steps between syncs of the target network."""
     critic_type: CriticType = setting("q", one_of(CriticType))
@@ -168,11 +165,6 @@ class LearnerConfig:
             lambda value: self.actor_actions == "mu" or value in ("minibatch", "none"),
         ).check("advantage_scaling", self.advantage_scaling)
 
-        Rule(
-            f"a divisor of n_critic_steps {self.n_critic_steps} and of n_actor_steps "
-            f"{self.n_actor_steps}",
-            lambda value: not (self.n_critic_steps % value or self.n_actor_steps % value),
-        ).check("alternations", self.alternations)
         Rule("1 with critic_type 'v'", lambda value: self.critic_type == "q" or value == 1).check(
             "num_critics", self.num_critics
         )

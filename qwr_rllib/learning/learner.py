@@ -19,7 +19,6 @@ import logging
 import math
 import time
 from functools import partial
-from statistics import fmean, harmonic_mean
 from typing import Any
 
 import torch
@@ -196,7 +195,7 @@ class Learner:
         self._sampler.logged_mu = logged_mu
 
     def train(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
-        """Trains for one iteration: ``alternations`` times a critic phase, then an actor phase.
+        """Trains for one iteration: the critic phase, then the actor phase.
 
         Args:
             view: the learner's copy of the replay.
@@ -209,65 +208,49 @@ class Learner:
         Raises:
             NonFiniteLossError: if a loss is NaN or infinite.
         """
-        parts = [
-            self.train_critic(view, env_steps) | self.train_actor(view)
-            for _ in range(self.config.alternations)
-        ]
-
-        def merged(name: str) -> float:
-            values = [part[name] for part in parts]
-            if name == "weight_max":
-                return max(values)
-            return (harmonic_mean if name.endswith("_per_s") else fmean)(values)
-
-        return {name: merged(name) for name in parts[0]}
+        return self.train_critic(view, env_steps) | self.train_actor(view)
 
     def train_critic(self, view: ReplayView, env_steps: int | None = None) -> dict[str, float]:
-        """Makes a critic phase's steps; syncs the target every ``target_update_freq`` steps."""
-        num_steps = self.config.n_critic_steps // self.config.alternations
+        """Makes ``n_critic_steps`` steps; syncs the target every ``target_update_freq`` steps."""
         started = time.perf_counter()
         if env_steps is not None:
             self.gamma = self.config.gamma_at(env_steps)
         totals = torch.zeros(3, device=self._device)
         features = None
         with self._threads_of(self._critic_steps[0]) as threads:
-            for steps in self._chunks(num_steps, self.num_critic_updates):
+            for steps in self._chunks(self.config.n_critic_steps, self.num_critic_updates):
                 if self.num_critic_updates % self.config.target_update_freq == 0:
                     self._sync_target()
                     features = None
-                    freq = self.config.target_update_freq
-                    if self._visits_states_again(view, freq, self.config.margin):
+                    if self._visits_states_again(view):
                         features = self._by_target.all_features(view)
                 totals += self._critic_chunk(view, steps, features, threads)
                 self.num_critic_updates += steps
-        means = (totals / max(1, num_steps)).tolist()
+        means = (totals / max(1, self.config.n_critic_steps)).tolist()
         return self._metrics(
             "critic",
             started,
-            num_steps,
+            self.config.n_critic_steps,
             {"critic_loss": means[0], "q_mean": means[1], "target_mean": means[2]},
         )
 
     def train_actor(self, view: ReplayView) -> dict[str, float]:
-        """Makes an actor phase's steps, with weights from the current critic."""
-        num_steps = self.config.n_actor_steps // self.config.alternations
+        """Makes ``n_actor_steps`` steps with weights from the current critic."""
         started = time.perf_counter()
-        features = None
-        if self._visits_states_again(view, num_steps, 1):
-            features = self._by_critic.all_features(view)
+        features = self._by_critic.all_features(view)
         totals = torch.zeros(4, device=self._device)
         with self._threads_of(self._actor_step) as threads:
-            for steps in self._chunks(num_steps, self.num_actor_updates):
+            for steps in self._chunks(self.config.n_actor_steps, self.num_actor_updates):
                 chunk = self._actor_chunk(view, steps, features, threads)
                 largest = torch.maximum(totals[3], chunk[3])
                 totals += chunk
                 totals[3] = largest
                 self.num_actor_updates += steps
-        means = (totals / max(1, num_steps)).tolist()
+        means = (totals / max(1, self.config.n_actor_steps)).tolist()
         return self._metrics(
             "actor",
             started,
-            num_steps,
+            self.config.n_actor_steps,
             {
                 "actor_loss": means[0],
                 "weight_ess": means[1],
@@ -460,14 +443,12 @@ class Learner:
         diagnostics = ess, clipped.flatten(1).float().mean(1), weights.flatten(1).amax(1)
         return self.actor.regression(actions, weights, probs), diagnostics
 
-    def _visits_states_again(self, view: ReplayView, steps: int, states: int) -> bool:
-        """Returns whether the chunks of ``steps`` together visit more states than there are rows.
-
-        ``states`` are those of a row: 1, or the steps of its slice.
-        """
-        chunks = math.ceil(steps / MAX_CHUNK_STEPS)
-        draws = min(steps, MAX_CHUNK_STEPS) * self.config.train_batch_size
-        seen = -math.expm1(-draws * states / max(1, view.num_rows))  # share of rows
+    def _visits_states_again(self, view: ReplayView) -> bool:
+        """Returns whether the chunks between two syncs visit more states than there are rows."""
+        config = self.config
+        chunks = math.ceil(config.target_update_freq / MAX_CHUNK_STEPS)
+        draws = min(config.target_update_freq, MAX_CHUNK_STEPS) * config.train_batch_size
+        seen = -math.expm1(-draws * config.margin / max(1, view.num_rows))  # share of rows
         return chunks * seen > 1
 
     def state_dict(self) -> dict[str, Any]:
