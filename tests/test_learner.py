@@ -332,6 +332,8 @@ def test_training_by_torch_compile_is_algorithm_2():
     "kwargs",
     [
         {"critic_post_gate_layer": True},
+        {"critic_network": "joint"},
+        {"critic_network": "joint", "hiddens": (24,)},
         {"activation": "tanh"},
         {"activation": "silu", "critic_post_gate_layer": True},
         {"hiddens": (24,)},

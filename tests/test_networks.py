@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from qwr_rllib.learning import losses
-from qwr_rllib.learning.config import defaults_of
+from qwr_rllib.learning.config import AgentConfig, defaults_of
 from qwr_rllib.learning.networks import (
     CategoricalActor,
     GatedCritic,
@@ -318,6 +318,25 @@ def test_joint_critic_is_the_formula(spec):
         )
         torch.testing.assert_close(critic(obs, actions[:, j]), expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(q_values[:, j], expected * 20, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"critic_network": "wide"}, "critic_network must be one of 'gated', 'joint', got 'wide'"),
+        (
+            {"critic_network": "joint", "critic_type": "v", "actor_actions": "replay"},
+            "critic_network must be 'gated' with critic_type 'v', which takes no action",
+        ),
+        (
+            {"critic_network": "joint", "critic_post_gate_layer": True},
+            "critic_post_gate_layer must be false with critic_network 'joint', which has no gate",
+        ),
+    ],
+)
+def test_impossible_critics_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AgentConfig(**settings)
 
 
 def test_joint_critic_takes_images_of_the_convolutions():
