@@ -28,12 +28,15 @@ def row(file: Path) -> dict[str, Any]:
     """
     _, environment, seed = file.parent.name.split("_")
     results = [json.loads(line) for line in file.read_text().splitlines()]
-    scores = {}
+    scores, distances = {}, {}
     for result in results:
         score = result.get("evaluation", {}).get("env_runners", {}).get("episode_return_mean")
         if score is not None:
-            thousands = 10 * round(result["num_env_steps_sampled_lifetime"] / 10_000)
-            scores[f"{thousands}K"] = round(score, 1)
+            steps = result["num_env_steps_sampled_lifetime"]
+            thousands = 10 * round(steps / 10_000)
+            column, distance = f"{thousands}K", abs(steps - 1000 * thousands)
+            if distance <= distances.get(column, distance):  # the evaluation nearest to the column
+                scores[column], distances[column] = round(score, 1), distance
     episodes = results[-1]["env_runners"].get("hist_stats", {}).get("episode_reward", [])[-10:]
     return {
         "variant": file.parent.parent.name,
