@@ -30,14 +30,16 @@ if python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     nvidia-cuda-mps-control -d || echo "without MPS: processes take turns on the GPU"
     trap 'echo quit | nvidia-cuda-mps-control || true' EXIT
 fi
-# Replaces the archive whole, so that a machine that is taken away leaves the last one.
+# Replaces the archive whole, so that a machine that is taken away leaves the last one. Each call has
+# a file of its own: the last one may begin while an ended one still writes.
 archive() {
+    local new="$out/.kept.$BASHPID.tar.gz"
     find "$out" -path "$out/packages" -prune -o -printf '%P\n' |
         grep -E '(/result\.json|/commands\.txt|\.safetensors|\.log)$' |
-        tar -czf "$out/.kept.tar.gz" -C "$out" --ignore-failed-read -T - &&
-        mv "$out/.kept.tar.gz" "$out/kept.tar.gz" || true
+        tar -czf "$new" -C "$out" --ignore-failed-read -T - &&
+        mv "$new" "$out/kept.tar.gz" || true
 }
-while sleep 30; do archive; done &
+while sleep 30; do archive; done >/dev/null 2>&1 & # keeps no output open after the end
 archiver=$!
 timeout --signal INT --kill-after 10 "$seconds" python3 benchmarks/reproduce.py "$@" \
     --in-process "$device" --jobs "$jobs" --results "$out/kept" --storage-path "$out/storage" ||

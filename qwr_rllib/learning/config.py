@@ -133,7 +133,7 @@ class LearnerConfig:
     standard deviations; ``"none"`` does neither."""
     q_scale: float | Literal["horizon"] = setting("horizon", POSITIVE | "horizon")
     """The critic's head predicts Q divided by this. ``"horizon"`` is ``1 / (1 - gamma)`` with the
-    first gamma (the paper), for which predictions are of the order of one reward. Small values
+    first gamma (the authors' code); predictions are then of the order of one reward. Small values
     make Q change less at each step of Adam."""
     critic_lr: float = setting(5e-4, POSITIVE)
     """Adam's learning rate for the critic."""

@@ -171,6 +171,11 @@ def _small_head(in_features: int, out_features: int) -> nn.Linear:
     return head
 
 
+def _action_embedding(spec: Spec, width: int) -> nn.Module:
+    layer = nn.Embedding if spec.discrete else nn.Linear
+    return layer(spec.action_dim, width)
+
+
 class ObservationNormalizer(nn.Module):
     """A layer that normalises observations by their running mean and variance, clipped to +-10.
 
@@ -400,7 +405,7 @@ class GatedCritic(QCritic):
         body: features of the normalised observation.
         in_features: width of the features.
         spec: kind and dimension of the actions.
-        q_scale: the head predicts Q (or V) divided by it.
+        q_scale: the head predicts Q divided by it.
         post_gate_layer: whether to add a ReLU layer after the gate.
     """
 
@@ -414,11 +419,7 @@ class GatedCritic(QCritic):
     ):
         super().__init__()
         self.body = nn.Sequential(body, nn.Linear(in_features, in_features))
-        self.embed: nn.Module
-        if spec.discrete:
-            self.embed = nn.Embedding(spec.action_dim, in_features)
-        else:
-            self.embed = nn.Linear(spec.action_dim, in_features)
+        self.embed = _action_embedding(spec, in_features)
         self.norm = nn.LayerNorm(in_features)
         self.post = mlp(in_features, [in_features]) if post_gate_layer else nn.Identity()
         self.apply(_glorot)
@@ -448,7 +449,7 @@ class JointCritic(QCritic):
         body: features of the normalised observation; an identity for vectors.
         in_features: width of the features, or size of the vector.
         spec: kind and dimension of the actions.
-        q_scale: the head predicts Q (or V) divided by it.
+        q_scale: the head predicts Q divided by it.
         hiddens: widths of the layers, at least one.
     """
 
@@ -459,10 +460,7 @@ class JointCritic(QCritic):
         first, last = hiddens[0], hiddens[-1]
         # The first layer in two parts, of which that of the state serves all of its actions.
         self.body = nn.Sequential(body, nn.Linear(in_features, first))
-        if spec.discrete:
-            self.embed = nn.Embedding(spec.action_dim, first)
-        else:
-            self.embed = nn.Linear(spec.action_dim, first)
+        self.embed = _action_embedding(spec, first)
         self.norm = nn.LayerNorm(first)
         layers: list[nn.Module] = []
         for before, width in itertools.pairwise(hiddens):
@@ -486,7 +484,7 @@ class ValueCritic(nn.Module):
     Args:
         body: features of the normalised observation.
         in_features: width of the features.
-        q_scale: the head predicts Q (or V) divided by it.
+        q_scale: the head predicts V divided by it.
     """
 
     def __init__(self, body: nn.Module, in_features: int, q_scale: float):
@@ -573,9 +571,9 @@ class QWRNetworks(nn.Module):
         def critic() -> QCritic | ValueCritic:
             if critic_type == "v":
                 return ValueCritic(body(), width, q_scale)
-            if critic_network == "joint" and spec.image:
-                return JointCritic(body(), width, spec, q_scale, [width])
             if critic_network == "joint":
+                if spec.image:
+                    return JointCritic(body(), width, spec, q_scale, [width])
                 size = math.prod(spec.obs_shape)
                 return JointCritic(nn.Identity(), size, spec, q_scale, hiddens)
             return GatedCritic(body(), width, spec, q_scale, critic_post_gate_layer)
