@@ -234,10 +234,21 @@ def main(
         raise click.UsageError(str(error)) from error
     on_gpu = device.startswith("cuda")
     made_with = versions() | {"in_process": torch.cuda.get_device_name() if on_gpu else device}
+
+    def progress() -> int:
+        """Returns the environment steps, which iterations on logged data count as if they were."""
+        return trainer.num_env_steps if trainer.collects else trainer.iteration * per_iteration
+
     before: list[dict[str, Any]] = []
     if checkpoint and out and (checkpoint / STATE_FILE).exists():
         # A finished run has no replay and can still be evaluated.
-        trainer.restore(checkpoint, replay=(checkpoint / REPLAY_FILE).exists())
+        finished = not (checkpoint / REPLAY_FILE).exists()
+        trainer.restore(checkpoint, replay=not finished)
+        if finished and progress() < until:
+            raise click.UsageError(
+                f"checkpoint {checkpoint} has no {REPLAY_FILE} to go on from: its run ended at "
+                f"{progress()} steps, so that {until} steps need a new run"
+            )
         before = lines_until(out, trainer.iteration)
         click.echo(f"goes on after iteration {trainer.iteration}", err=True)
     if out:
@@ -253,10 +264,6 @@ def main(
                 lines.write(line + "\n")
         else:
             click.echo(line)
-
-    def progress() -> int:
-        """Returns the environment steps, which iterations on logged data count as if they were."""
-        return trainer.num_env_steps if trainer.collects else trainer.iteration * per_iteration
 
     row: dict[str, Any] = {}
     evaluated = progress() // (evaluate_every * per_iteration)

@@ -1,9 +1,13 @@
 """Training in one process without Ray."""
 
+import json
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from qwr_rllib.learning.config import defaults_of
 from qwr_rllib.learning.networks import QWRNetworks
@@ -126,6 +130,26 @@ def test_checkpoints_that_cannot_be_gone_on_from_are_named(monkeypatch, tmp_path
     again = trainer(monkeypatch, BOX)
     again.restore(tmp_path, replay=False)
     assert again.evaluate(2) == [7, 5]
+
+
+def test_the_script_evaluates_a_run_that_ended_but_does_not_train_it_without_its_replay(
+    monkeypatch, tmp_path
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import in_process
+
+    def run(iterations):
+        command = ["Pendulum-v1", "--iterations", iterations, "--config", json.dumps(FEW)]
+        command += ["--episodes", 1, "--checkpoint", tmp_path / "checkpoint"]
+        command += ["--out", tmp_path / "result.json"]
+        return CliRunner().invoke(in_process.main, list(map(str, command)))
+
+    assert run(1).exit_code == run(1).exit_code == 0
+    lines = (tmp_path / "result.json").read_text()
+    refused = run(2)
+    assert refused.exit_code == 2
+    assert "has no replay.npz to go on from: its run ended at 30 steps" in refused.stderr
+    assert (tmp_path / "result.json").read_text() == lines
 
 
 @pytest.mark.parametrize(
