@@ -26,7 +26,7 @@ GROUPS = {
     ],
     "Critic": [
         "gamma", "margin", "lambda_", "backup", "backup_temperature", "q_spread",
-        "target_update_freq", "critic_lr", "q_scale", "critic_type", "num_critics",
+        "target_update_freq", "tau", "critic_lr", "q_scale", "critic_type", "num_critics",
         "critic_network", "critic_post_gate_layer",
     ],
     "Actor": [

@@ -220,9 +220,10 @@ class PlainQWR:
     def train_critic(self):
         config, critic = self.config, self.networks.critic
         adam = torch.optim.Adam(critic.parameters(), config.critic_lr, eps=config.adam_epsilon)
+        self.average = copy.deepcopy(critic)
         for step in range(config.n_critic_steps):
             if step % config.target_update_freq == 0:
-                target_critic = copy.deepcopy(critic)
+                target_critic = copy.deepcopy(critic if config.tau == 1 else self.average)
             minibatch = self.minibatch()
             scale = self.scale(target_critic, minibatch)
             targets = [self.target(target_critic, e, t, scale) for e, t in minibatch]
@@ -231,6 +232,11 @@ class PlainQWR:
             predicted = critic(obs, torch.from_numpy(actions))
             loss = ((predicted - torch.tensor(targets) * (1 - config.gamma)) ** 2).mean()
             self.step(adam, critic, loss)
+            with torch.no_grad():
+                for average, new in zip(
+                    self.average.parameters(), critic.parameters(), strict=True
+                ):
+                    average.copy_((1 - config.tau) * average + config.tau * new)
             self.critic_losses.append(loss.item())
             self.targets += targets
             self.q_values += (predicted.detach() / (1 - config.gamma)).tolist()
@@ -240,7 +246,8 @@ class PlainQWR:
         adam = torch.optim.Adam(actor.parameters(), config.actor_lr, eps=config.adam_epsilon)
         for _ in range(config.n_actor_steps):
             minibatch = self.minibatch()
-            values = [self.values(self.networks.critic, e, t) for e, t in minibatch]
+            # With tau = 1, the average is the critic.
+            values = [self.values(self.average, e, t) for e, t in minibatch]
             q_values, probs = (torch.stack(column) for column in zip(*values, strict=True))
             advantages = q_values - (probs * q_values).sum(-1, keepdim=True)
             variances = (probs * advantages**2).sum(-1, keepdim=True)
@@ -279,8 +286,21 @@ class PlainQWR:
         {"q_spread": "abs", "backup_temperature": 0.3, "margin": 3, "advantage_scaling": "state"},
         {"q_spread": "none", "backup_temperature": 0.3, "advantage_scaling": "median"},
         {"compile": False},
+        {"tau": 0.1, "target_update_freq": 1},
+        {"tau": 0.1, "target_update_freq": 3},
     ],
-    ids=["defaults", "max", "mean", "clipped", "std", "abs", "none", "not compiled"],
+    ids=[
+        "defaults",
+        "max",
+        "mean",
+        "clipped",
+        "std",
+        "abs",
+        "none",
+        "not compiled",
+        "average",
+        "average seen rarely",
+    ],
 )
 def test_training_is_algorithm_2(spec, kwargs, monkeypatch):
     monkeypatch.setattr(evaluation, "MAX_TILE", 4)  # several tiles, the last one incomplete
@@ -541,6 +561,22 @@ def test_the_target_is_the_critic_of_the_last_sync():
         assert torch.equal(weights(learner.target_critic), at_sync)
 
 
+def test_a_moving_average_is_seen_at_every_chunk(monkeypatch):
+    learner, view = scripted(CONTINUOUS, n_critic_steps=12, target_update_freq=12, tau=0.1)
+    monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", 4)
+    seen, targets = [], learner._targets
+
+    def spy(*args):
+        seen.append(weights(learner.target_critic))
+        return targets(*args)
+
+    monkeypatch.setattr(learner, "_targets", spy)
+    learner.train_critic(view)
+    assert len(seen) == 3
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
 # What each phase touches
 
 
@@ -754,6 +790,7 @@ def test_a_non_finite_actor_loss_is_an_error():
 BAD = [
     ("train_batch_size", [0, -1, 2.5, "256", None, True], "an integer >= 1"),
     ("target_update_freq", [0, 1.5, None], "an integer >= 1"),
+    ("tau", [0, -0.1, 1.1, math.nan, None, True], r"a number in \(0, 1\]"),
     ("margin", [0, -3, 3.0, "3"], "an integer >= 1"),
     ("n_critic_steps", [-1, 0.5, "many"], "an integer >= 0"),
     ("n_actor_steps", [-1, 0.5, None], "an integer >= 0"),

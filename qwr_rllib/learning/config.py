@@ -84,6 +84,13 @@ class LearnerConfig:
     """Actor minibatches per iteration."""
     target_update_freq: int = setting(100, integer(1))
     """Critic steps between syncs of the target network."""
+    tau: float = setting(
+        1.0, Rule("a number in (0, 1]", lambda value: is_number(value) and 0 < value <= 1)
+    )
+    """1 syncs the target network by a copy of the critic (the paper). Below 1, the target is a
+    moving average of the critic, ``target += tau * (critic - target)`` after each critic step.
+    Targets are then computed from it every ``target_update_freq`` steps, or every 100 if that is
+    less, and the actor's weights too are computed from the average."""
     critic_type: CriticType = setting("q", one_of(CriticType))
     """``"q"`` for ``Q(s, a)`` or ``"v"`` for ``V(s)``. ``"v"`` needs ``actor_actions="replay"``,
     because ``V(s)`` cannot evaluate other actions."""

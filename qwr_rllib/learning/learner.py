@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from qwr_rllib.learning import losses
 from qwr_rllib.learning.accel.gradients import Compiler
@@ -114,6 +115,7 @@ class Learner:
         self._device = critic.head.weight.device
         set_image_precision(networks, config.image_precision, self._device)
         self.target_critics = [copy.deepcopy(each).requires_grad_(False) for each in self.critics]
+        self._average = get_ema_multi_avg_fn(1 - config.tau) if config.tau < 1 else None
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -144,7 +146,8 @@ class Learner:
             lr=config.actor_lr,
         )
         self._inputs = NetworkInputs(networks, None if on_gpu else compiler)
-        self._by_critic = CriticEvaluator(self.critics, self._inputs, compiler)
+        of_actor = self.critics if self._average is None else self.target_critics
+        self._by_critic = CriticEvaluator(of_actor, self._inputs, compiler)
         self._by_target = CriticEvaluator(
             self.target_critics, self._inputs, compiler, pessimistic=True
         )
@@ -222,7 +225,7 @@ class Learner:
                 if self.num_critic_updates % self.config.target_update_freq == 0:
                     self._sync_target()
                     features = None
-                    if self._visits_states_again(view):
+                    if self._average is None and self._visits_states_again(view):
                         features = self._by_target.all_features(view)
                 totals += self._critic_chunk(view, steps, features, threads)
                 self.num_critic_updates += steps
@@ -289,6 +292,7 @@ class Learner:
         actions = view.columns["actions"][rows]
         inputs = self._inputs.of(view, rows), actions
         outputs = torch.stack([step(inputs, (targets,)) for step in self._critic_steps])
+        self._move_target()
         critic_loss = losses.critic_loss(outputs, targets.expand_as(outputs)).item()
         self.num_critic_updates += 1
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
@@ -302,9 +306,17 @@ class Learner:
         return found
 
     def _sync_target(self) -> None:
-        for target, critic in zip(self.target_critics, self.critics, strict=True):
-            target.load_state_dict(critic.state_dict())
+        if self._average is None or self.num_target_updates == 0:
+            for target, critic in zip(self.target_critics, self.critics, strict=True):
+                target.load_state_dict(critic.state_dict())
         self.num_target_updates += 1
+
+    def _move_target(self) -> None:
+        """Moves the target towards the critic after a critic step, with ``tau`` below 1."""
+        if self._average is None:
+            return
+        for target, critic in zip(self.target_critics, self.critics, strict=True):
+            self._average(list(target.parameters()), list(critic.parameters()), None)
 
     def _require_finite(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -349,6 +361,7 @@ class Learner:
         for obs, action, target, outputs in threads.over(minibatches):
             for step, of_critic in zip(self._critic_steps, outputs, strict=True):
                 of_critic.copy_(step((obs, action), (target,)))
+            self._move_target()
         loss = losses.critic_loss(predicted, scaled_targets.unsqueeze(1).expand_as(predicted))
         return steps * torch.stack([loss, predicted.mean() * self.critic.q_scale, targets.mean()])
 
