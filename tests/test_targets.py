@@ -8,6 +8,7 @@ import torch
 from helpers import CONTINUOUS, DISCRETE
 from test_learner import evenly, learner_for, networks_for, scripted, view_of, weights
 
+from qwr_rllib.learning import learner as learner_module
 from qwr_rllib.learning.config import LearnerConfig
 
 PLANE = dataclasses.replace(CONTINUOUS, action_dim=2)
@@ -46,6 +47,35 @@ def test_the_actor_regresses_onto_clipped_samples_of_the_current_policy():
     unclipped = evenly(params, 2)[0]
     assert (unclipped.abs() > 1).any()
     torch.testing.assert_close(candidates.actions, unclipped.clamp(-1, 1))
+
+
+def test_the_sampled_policy_stays_that_of_the_iterations_beginning(monkeypatch):
+    monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", 2)
+    steps = {"n_critic_steps": 4, "n_actor_steps": 4, "target_update_freq": 4}
+    learner, view = scripted(CONTINUOUS, samples_from="pi", **steps)
+    states = view.rows[:8]
+    drawn = {"critic": [], "actor": []}
+
+    def spied(phase, method):
+        def spy(*args):
+            drawn[phase].append(learner._sampler.draw(view, states)[0])
+            return method(*args)
+
+        return spy
+
+    monkeypatch.setattr(learner, "_targets", spied("critic", learner._targets))
+    monkeypatch.setattr(learner, "_actor_regression", spied("actor", learner._actor_regression))
+    for _ in range(2):
+        with torch.no_grad():
+            params = learner.actor(learner.networks.normalize(view.observations(states)))
+        expected = evenly(params, learner.config.n_action_samples)[0].clamp(-1, 1)
+        learner.train(view)
+        for phase in drawn.values():
+            assert len(phase) == 2
+            for actions in phase:
+                torch.testing.assert_close(actions, expected)
+            phase.clear()
+        assert not torch.equal(learner.actor.head.weight, learner._sampler._policy.head.weight)
 
 
 def test_all_discrete_actions_are_weighted_by_the_current_policy():

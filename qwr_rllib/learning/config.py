@@ -105,8 +105,8 @@ class LearnerConfig:
     discrete actions, all of them are used, weighted by ``mu``."""
     samples_from: SamplesFrom = setting("mu", one_of(SamplesFrom))
     """Policy that the sampled actions of targets and actor are from: the stored ``"mu"`` of each
-    row (the paper) or the current ``"pi"``. Continuous samples of ``"pi"`` are clipped to the
-    action range, as the environment executes them."""
+    row (the paper), or ``"pi"`` as of the beginning of the iteration. Continuous samples of
+    ``"pi"`` are clipped to the action range, as the environment executes them."""
     sample_ascent: float = setting(0.0, number(0, 10))
     """Distance that the actor's sampled actions are moved along the gradient of Q before they are
     weighted, in units of ``action_std`` times the square root of the action's dimension.

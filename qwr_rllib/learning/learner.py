@@ -218,6 +218,7 @@ class Learner:
         started = time.perf_counter()
         if env_steps is not None:
             self.gamma = self.config.gamma_at(env_steps)
+        self._sampler.renew()
         totals = torch.zeros(3, device=self._device)
         features = None
         with self._threads_of(self._critic_steps[0]) as threads:
@@ -240,6 +241,7 @@ class Learner:
     def train_actor(self, view: ReplayView) -> dict[str, float]:
         """Makes ``n_actor_steps`` steps with weights from the current critic."""
         started = time.perf_counter()
+        self._sampler.renew()
         features = self._by_critic.all_features(view)
         totals = torch.zeros(4, device=self._device)
         with self._threads_of(self._actor_step) as threads:
@@ -264,6 +266,7 @@ class Learner:
 
     def losses(self, view: View, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Returns critic loss and actor loss of a minibatch ``(N,)`` of rows, for autograd."""
+        self._sampler.renew()
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
         obs = self.networks.normalize(view.observations(rows))
@@ -288,6 +291,7 @@ class Learner:
         """
         if self.num_critic_updates % self.config.target_update_freq == 0:
             self._sync_target()
+        self._sampler.renew()
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         actions = view.columns["actions"][rows]
         inputs = self._inputs.of(view, rows), actions

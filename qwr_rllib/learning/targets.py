@@ -7,6 +7,7 @@ An algorithm consists of two choices. The critic's target bootstraps from :class
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -35,14 +36,14 @@ class Candidates(NamedTuple):
 
 
 class ActionSampler:
-    """A sampler of actions from the stored ``mu`` or the current policy, with their values.
+    """A sampler of actions from the stored ``mu`` or a copy of the policy, with their values.
 
     Args:
         actor: samples from the parameters of ``mu``.
         n: actions per state, or ``"all"`` for all discrete actions.
         generator: random numbers for the samples.
-        inputs: makes the actor's inputs, to sample from its current policy, within the action
-            range; ``None`` samples from the stored ``mu``.
+        inputs: makes the actor's inputs, to sample from its policy as of the last :meth:`renew`,
+            within the action range; ``None`` samples from the stored ``mu``.
     """
 
     def __init__(
@@ -53,11 +54,17 @@ class ActionSampler:
         inputs: NetworkInputs | None = None,
     ) -> None:
         self._actor = actor
+        self._policy = copy.deepcopy(actor).requires_grad_(False)
         self._n = n
         self._generator = generator
         self._inputs = inputs
         self.logged_mu: LoggedMu | None = None
         """What ``mu`` is for logged actions; ``None`` for those of the policy."""
+
+    def renew(self) -> None:
+        """Makes the actor's present policy the sampled one, unless samples are from ``mu``."""
+        if self._inputs is not None:
+            self._policy.load_state_dict(self._actor.state_dict())
 
     def draw(self, view: View, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns actions at ``states`` ``(k,)`` and ``mu(a|s)``, as the actor's ``proposals``."""
@@ -66,7 +73,7 @@ class ActionSampler:
             params = view.columns["action_dist_inputs"][states]
         else:
             tiles = states.split(tile_size(view))
-            of_tiles = [self._actor(self._inputs.of(view, tile)) for tile in tiles]
+            of_tiles = [self._policy(self._inputs.of(view, tile)) for tile in tiles]
             params, std = torch.cat(of_tiles), None
         n = params.shape[-1] if isinstance(self._n, str) else self._n
         actions, probs = self._actor.proposals(params, n, self._generator, std)
