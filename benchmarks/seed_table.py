@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = [f"{thousands}K" for thousands in range(10, 101, 10)]
+MAX_DISTANCE = 2500  # environment steps between an evaluation and its column
 FILE = "seeds.csv"
 
 
@@ -35,7 +36,7 @@ def row(file: Path) -> dict[str, Any]:
             steps = result["num_env_steps_sampled_lifetime"]
             thousands = 10 * round(steps / 10_000)
             column, distance = f"{thousands}K", abs(steps - 1000 * thousands)
-            if distance <= distances.get(column, distance):  # the evaluation nearest to the column
+            if distance <= distances.get(column, MAX_DISTANCE):  # the one nearest to the column
                 scores[column], distances[column] = round(score, 1), distance
     episodes = results[-1]["env_runners"].get("hist_stats", {}).get("episode_reward", [])[-10:]
     return {

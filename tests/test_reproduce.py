@@ -52,3 +52,26 @@ def test_a_cell_is_run_kept_and_not_run_again(reproduce, tmp_path):
     assert len(rows[-1]["evaluation"]["env_runners"]["hist_stats"]["episode_reward"]) == 1
     assert "--variant awr" in (place.parents[1] / "commands.txt").read_text()
     assert "1 of 1 cells are done" in reproduce(*arguments).stdout
+
+
+def test_a_column_of_the_seed_table_is_the_nearest_evaluation(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import seed_table
+
+    def result(steps, score):
+        evaluation = {"env_runners": {"episode_return_mean": score}}
+        return {
+            "num_env_steps_sampled_lifetime": steps,
+            "evaluation": evaluation,
+            "env_runners": {"hist_stats": {"episode_reward": [*range(100), *[7.0] * 10]}},
+        }
+
+    rows = [result(10_000, 1), result(15_000, 2), result(19_000, 3), result(20_480, 4)]
+    rows += [{**result(30_000, 5), "evaluation": {}}, result(33_000, 6)]
+    place = tmp_path / "awr" / "AWR_Hopper-v5_seed3"
+    place.mkdir(parents=True)
+    (place / "result.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = seed_table.table(tmp_path)
+    assert (found["variant"], found["environment"], found["seed"]) == ("awr", "Hopper-v5", 3)
+    assert [found[column] for column in ("10K", "20K", "30K", "40K")] == [1, 4, "", ""]
+    assert found["training"] == 7
