@@ -1,7 +1,8 @@
 """The two regressions of Algorithms 1 and 2, in chunks of steps.
 
 A chunk is up to :data:`MAX_CHUNK_STEPS` steps without a target sync. During a chunk, the target
-network, the stored ``mu`` and the replay are constant; in the actor phase, the critic is too. So
+network, the policy that is sampled and the replay are constant; in the actor phase, the critic is
+too. (With ``tau`` below 1 the target moves during a chunk, but is used as it is at its start.) So
 the start of a chunk computes all regression targets of its minibatches in one pass without
 gradients: the values of the distinct next states and the multi-step targets, or the sampled actions
 and their weights. Plain regression steps follow. Statistics of a minibatch (the spread of Q, the

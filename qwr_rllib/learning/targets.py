@@ -54,7 +54,7 @@ class ActionSampler:
         inputs: NetworkInputs | None = None,
     ) -> None:
         self._actor = actor
-        self._policy = copy.deepcopy(actor).requires_grad_(False)
+        self._policy = actor if inputs is None else copy.deepcopy(actor).requires_grad_(False)
         self._n = n
         self._generator = generator
         self._inputs = inputs
