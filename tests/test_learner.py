@@ -564,11 +564,13 @@ def test_the_target_is_the_critic_of_the_last_sync():
 def test_a_moving_average_is_seen_at_every_chunk(monkeypatch):
     learner, view = scripted(CONTINUOUS, n_critic_steps=12, target_update_freq=12, tau=0.1)
     monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", 4)
+    assert learner._visits_states_again(view)  # a copy's features would be cached
     seen, targets = [], learner._targets
 
-    def spy(*args):
+    def spy(view, rows, steps, features):
+        assert features is None
         seen.append(weights(learner.target_critic))
-        return targets(*args)
+        return targets(view, rows, steps, features)
 
     monkeypatch.setattr(learner, "_targets", spy)
     learner.train_critic(view)

@@ -67,6 +67,7 @@ def test_a_column_of_the_seed_table_is_the_nearest_evaluation(monkeypatch, tmp_p
         }
 
     rows = [result(10_000, 1), result(15_000, 2), result(19_000, 3), result(20_480, 4)]
+    rows += [result(22_000, 8)]
     rows += [{**result(30_000, 5), "evaluation": {}}, result(33_000, 6)]
     place = tmp_path / "awr" / "AWR_Hopper-v5_seed3"
     place.mkdir(parents=True)
