@@ -8,7 +8,8 @@
 
 A cell is a variant of the algorithm, a task and a seed. It runs ``rllib train`` with its own Ray on
 one CPU, for 100K interactions. Cells with results in ``--results`` are done, on whichever machine
-they ran. An interrupted cell resumes from its last checkpoint below ``--storage-path``. Each seed
+they ran. Ctrl-C and SIGTERM stop the running cells too. A stopped cell resumes from its last
+checkpoint below ``--storage-path``. Each seed
 runs on every task before the next seed. Before anything starts, the script prints which cells are
 done, which are missing and about how long they will take; ``--dry-run`` stops there.
 
@@ -28,17 +29,20 @@ The kept part of a cell is what reports read: its configuration, and the columns
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -250,12 +254,27 @@ def in_process_command(cell: Cell, storage: Path, device: str) -> list[str]:
     ]
 
 
-def run(cell: Cell, results: Path, storage: Path, command: list[str], kept_command: str) -> int:
-    """Trains a cell, keeps its results and returns the exit code of its process."""
+def run(
+    cell: Cell,
+    results: Path,
+    storage: Path,
+    command: list[str],
+    kept_command: str,
+    running: list[subprocess.Popen[bytes]],
+) -> int:
+    """Trains a cell, keeps its results and returns the exit code of its process.
+
+    Meanwhile the process is in ``running``.
+    """
     storage.mkdir(parents=True, exist_ok=True)
     click.echo(f"{cell.name}: begins, see {storage / cell.name}.log")
-    with open(storage / f"{cell.name}.log", "a") as log:
-        code = subprocess.run(command, stdout=log, stderr=log).returncode
+    with (
+        open(storage / f"{cell.name}.log", "a") as log,
+        subprocess.Popen(command, stdout=log, stderr=log) as process,
+    ):
+        running.append(process)
+        code = process.wait()
+        running.remove(process)
     if code == 0:
         # A cell killed before its first checkpoint restarted in a second folder.
         found = (storage / cell.name).glob("*/result.json")
@@ -365,17 +384,26 @@ def main(
     options += ["--steps", str(steps)] if steps else []
     options += ["--results", str(results)] if options else []
 
+    running: list[subprocess.Popen[bytes]] = []
+
     def train(cell: Cell) -> int:
         if device:
             command = in_process_command(cell, storage, device)
         else:
             command = ray_command(cell, storage)
         kept = ["python", "benchmarks/reproduce.py", *number, "--variant", cell.variant, *options]
-        return run(cell, results, storage, command, shlex.join(kept))
+        return run(cell, results, storage, command, shlex.join(kept), running)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for process in running:
+            process.terminate()
+        sys.exit(128 + number)
 
     if campaign == "figure 2" and missing:
         prepare_data(cells, results)
-    with ThreadPoolExecutor(jobs) as pool:
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, stop))
+        pool = stack.enter_context(ThreadPoolExecutor(jobs))
         codes = list(pool.map(train, missing))
     sys.exit(max(codes, default=0))
 

@@ -1,6 +1,10 @@
 """The cells of benchmarks/reproduce.py; one cell is run, kept and not run again."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +56,31 @@ def test_a_cell_is_run_kept_and_not_run_again(reproduce, tmp_path):
     assert len(rows[-1]["evaluation"]["env_runners"]["hist_stats"]["episode_reward"]) == 1
     assert "--variant awr" in (place.parents[1] / "commands.txt").read_text()
     assert "1 of 1 cells are done" in reproduce(*arguments).stdout
+
+
+def test_sigterm_stops_the_cells_too(tmp_path):
+    config = {"n_critic_steps": 1, "n_actor_steps": 1, "n_interactions": 30, "compile": False}
+    command = [
+        *(sys.executable, str(BENCHMARKS / "reproduce.py"), "--variant", "awr", "--seeds", "2"),
+        *("--env", "Hopper-v5", "--in-process", "cpu", "--jobs", "1", "--steps", "10000000"),
+        *("--config", json.dumps(config), "--results", str(tmp_path / "kept")),
+        *("--storage-path", str(tmp_path / "storage")),
+    ]
+    first, second = (tmp_path / "storage" / f"awr-Hopper-v5-{seed}" for seed in (0, 1))
+    result = first / "in_process" / "result.json"
+    with subprocess.Popen(command) as process:
+        try:
+            for _ in range(600):
+                if result.exists():
+                    break
+                time.sleep(0.2)
+        finally:
+            process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    lines = result.read_text()
+    time.sleep(1)
+    assert result.read_text() == lines  # an iteration takes hundredths of a second
+    assert not second.exists()
 
 
 def test_a_column_of_the_seed_table_is_the_nearest_evaluation(monkeypatch, tmp_path):
