@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from qwr_rllib.learning import losses
 from qwr_rllib.learning.accel import gemm
 from qwr_rllib.learning.accel.gradients import AutogradGradient
-from qwr_rllib.learning.evaluation import set_image_precision
+from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.evaluation import set_precisions
 from qwr_rllib.learning.networks import QWRNetworks
 from qwr_rllib.learning.update import RegressionStep
 from qwr_rllib.specs import Spec
@@ -62,7 +63,7 @@ def variants(task: str, device: str, which: str) -> Iterator[tuple[str, Turn]]:
         torch.manual_seed(0)
         spec = TASKS[task]
         networks = QWRNetworks(spec).to(device)
-        set_image_precision(networks, precision, torch.device(device))
+        set_precisions(networks, LearnerConfig(image_precision=precision), torch.device(device))
         obs = torch.rand(BATCH, *spec.obs_shape) * 255
         inputs = networks.normalize(obs.to(getattr(torch, spec.obs_dtype)).to(device))
         if which == "critic":

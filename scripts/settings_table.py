@@ -36,7 +36,9 @@ GROUPS = {
     "Both": ["adam_epsilon", "grad_clip", "model", "normalize_observations"],
     "Images": ["image_network", "image_precision", "frame_stack", "reward_clip"],
     "Data": ["offline", "max_refused_fraction"],
-    "Speed": ["learner_threads", "compile", "cuda_graphs", "overlap_sampling"],
+    "Speed": [
+        "learner_threads", "critic_precision", "compile", "cuda_graphs", "overlap_sampling",
+    ],
 }  # fmt: skip
 # What RLlib's config has too, so that neither of the two sources describes it.
 RLLIB = {

@@ -126,6 +126,60 @@ def test_the_compiled_gate_knows_no_stale_parameters():
     torch.testing.assert_close(gate.q_values(features, actions), critic.q_values(features, actions))
 
 
+def joint_critic(action_dim=3, precision="float32", hiddens=(32, 24, 16)):
+    """Returns a joint critic in which all parameters have an effect."""
+    torch.manual_seed(0)
+    spec = Spec((5,), "float32", action_dim, False)
+    critic = QWRNetworks(spec, hiddens, q_scale=7.0, critic_network="joint").critic
+    for name, parameter in critic.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=float("norm" in name))
+    nn.init.normal_(critic.head.weight)
+    critic.post.precision = getattr(torch, precision)
+    return critic
+
+
+@pytest.mark.parametrize("hiddens", [(16,), (32, 24, 16)])
+@pytest.mark.parametrize("action_dim", [1, 5])
+def test_the_gradient_of_the_compiled_joint_critic(hiddens, action_dim):
+    gradient = both(
+        joint_critic(action_dim, hiddens=hiddens),
+        *CRITIC_LOSS,
+        [torch.randn(BATCH, 5), torch.randn(BATCH, action_dim)],
+        [torch.randn(BATCH)],
+        KernelCriticGradient,
+        compiler="numba",
+    )
+    assert (gradient != 0).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("states", [7, 2000])  # more rows than a tile
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_values_of_the_compiled_joint_critic(precision, states):
+    critic = joint_critic(precision=precision)
+    features, actions = torch.randn(states, 32), torch.randn(states, 4, 3)
+    kernel = gate_kernel(critic)
+    # Both round to bfloat16 in the same places, but add in another order. A unit near 0 may then
+    # pass the gradient in one of the two only.
+    limits = {"q_values": 5e-6, "action_gradient": 5e-6 if precision == "float32" else 0.05}
+    for name, limit in limits.items():
+        found, expected = (getattr(each, name)(features, actions) for each in (kernel, critic))
+        assert (found - expected).norm() / (expected - expected.mean()).norm() < limit
+
+
+def test_the_compiled_joint_critic_in_bfloat16_is_near_float32():
+    obs, actions, target = torch.randn(256, 5), torch.randn(256, 3), torch.randn(256)
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        critic = joint_critic(precision=precision)
+        into = torch.zeros(sum(parameter.numel() for parameter in critic.parameters()))
+        gradient_of(critic, *CRITIC_LOSS, into, "numba")((obs, actions), (target,))
+        gradients.append(into)
+    exact, rounded = gradients
+    error = (rounded - exact).norm() / exact.norm()
+    assert 1e-4 < error < 0.02  # numbers have 8 bits
+
+
 @pytest.mark.parametrize("clip", [0.5, float("inf")])
 def test_the_compiled_adam(clip):
     torch.manual_seed(0)

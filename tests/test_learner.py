@@ -455,6 +455,18 @@ def test_bfloat16_without_instructions_for_it_warns_and_trains_in_float32(monkey
     assert {part.precision for part in parts} == {torch.bfloat16}
 
 
+def test_bfloat16_of_a_joint_critic(monkeypatch, caplog):
+    monkeypatch.setattr(evaluation, "computes_bfloat16", lambda device: False)
+    networks = networks_for(Spec((5,), "float32", 2, False), critic_network="joint")
+    Learner(networks, LearnerConfig(critic_precision="bfloat16"))
+    assert "critic_precision is 'bfloat16'" in caplog.text
+    assert networks.critic.post.precision == torch.float32
+    monkeypatch.setattr(evaluation, "computes_bfloat16", lambda device: True)
+    learner = Learner(networks, LearnerConfig(critic_precision="bfloat16"))
+    parts = [learner.critic.post, learner.target_critic.post]
+    assert {part.precision for part in parts} == {torch.bfloat16}
+
+
 def test_target_features_are_computed_once_a_sync_where_chunks_would_repeat_them(monkeypatch):
     monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", 2)
     found = {}

@@ -332,6 +332,10 @@ def test_joint_critic_is_the_formula(spec):
             {"critic_network": "joint", "critic_post_gate_layer": True},
             "critic_post_gate_layer must be false with critic_network 'joint', which has no gate",
         ),
+        (
+            {"critic_precision": "bfloat16"},
+            "critic_precision must be 'float32' with critic_network 'gated', got 'bfloat16'",
+        ),
     ],
 )
 def test_impossible_critics_are_refused(settings, message):

@@ -115,6 +115,7 @@ def check_effect(config: QWRConfig, spec: Spec) -> None:
     if spec.discrete:
         unused("action_std", "discrete actions: they are sampled by their probabilities")
     if spec.image:
+        unused("critic_precision", "images")
         unused("fcnet_hiddens", "images", ": set model.post_fcnet_hiddens")
     else:
         for name in ("conv_filters", "post_fcnet_hiddens", "image_network"):

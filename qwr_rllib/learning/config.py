@@ -36,7 +36,7 @@ CriticNetwork = Literal["gated", "joint"]
 ActorActions = Literal["mu", "replay"]
 SamplesFrom = Literal["mu", "pi"]
 ImageNetwork = Literal["mnih2013", "mnih2015"]
-ImagePrecision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16"]
 BatchMode = Literal["truncate_episodes", "complete_episodes"]
 
 
@@ -157,9 +157,12 @@ class LearnerConfig:
     kernels on a CPU, ``False`` compiles nothing; ``docs/performance.md`` compares them."""
     cuda_graphs: bool = setting(True, BOOLEAN)
     """Whether to launch each regression step on a GPU as one CUDA graph."""
-    image_precision: ImagePrecision = setting("float32", one_of(ImagePrecision))
+    image_precision: Precision = setting("float32", one_of(Precision))
     """Arithmetic of the image networks. ``"bfloat16"`` is faster on GPUs and CPUs that have
     instructions for it. Weights, Adam and the heads stay float32."""
+    critic_precision: Precision = setting("float32", one_of(Precision))
+    """Arithmetic of the matrix products between a joint critic's hidden layers. ``"bfloat16"`` is
+    faster on GPUs and CPUs that have instructions for it. All else stays float32."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -238,6 +241,10 @@ class AgentConfig(LearnerConfig):
             "false with critic_network 'joint', which has no gate",
             lambda value: self.critic_network == "gated" or not value,
         ).check("critic_post_gate_layer", self.critic_post_gate_layer)
+        Rule(
+            "'float32' with critic_network 'gated'",
+            lambda value: self.critic_network == "joint" or value == "float32",
+        ).check("critic_precision", self.critic_precision)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from qwr_rllib.learning.accel.gradients import (
     features_of,
     gate_kernel,
 )
+from qwr_rllib.learning.config import LearnerConfig
 from qwr_rllib.learning.networks import (
     ImageEncoder,
+    NormedLayers,
     QCritic,
     QWRNetworks,
     ValueCritic,
@@ -153,15 +155,12 @@ class CriticEvaluator:
 
         The arguments are those of :meth:`q_values`, for continuous actions.
         """
-        total = torch.zeros((), device=actions.device)
-        with torch.enable_grad():
-            actions = actions.detach().requires_grad_()
-            parts = features.chunk(len(self._critics), -1)
-            for critic, part in zip(self._critics, parts, strict=True):
-                assert isinstance(critic, QCritic)
-                total = total + critic.q_scale * critic.scaled_q(part.unsqueeze(1), actions).sum()
-            (gradient,) = torch.autograd.grad(total / len(self._critics), actions)
-        return gradient
+        parts = features.chunk(len(self._gates), -1)
+        gradients = [
+            gate.action_gradient(part.contiguous(), actions)
+            for gate, part in zip(self._gates, parts, strict=True)
+        ]
+        return torch.stack(gradients).mean(0)
 
 
 def _side_by_side(features: list[Tensor]) -> Tensor:
@@ -176,22 +175,23 @@ def tile_size(view: View) -> int:
     return max(1, min(tile, elements // math.prod(view.spec.obs_shape)))
 
 
-def set_image_precision(networks: QWRNetworks, precision: str, device: torch.device) -> None:
-    """Sets the arithmetic of the image networks.
+def set_precisions(networks: QWRNetworks, config: LearnerConfig, device: torch.device) -> None:
+    """Sets the arithmetic of the image networks and of the joint critics.
 
     Logs a warning and sets ``"float32"`` if the device has no instructions for ``"bfloat16"``.
     """
-    dtype = getattr(torch, precision)
-    if dtype is torch.bfloat16 and not computes_bfloat16(device):
-        logger.warning(
-            "image_precision is 'bfloat16', for which this %s has no instructions: "
-            "training in float32.",
-            device.type.upper(),
-        )
-        dtype = torch.float32
-    for module in networks.modules():
-        if isinstance(module, ImageEncoder):
-            module.precision = dtype
+    for kind, name in ((ImageEncoder, "image_precision"), (NormedLayers, "critic_precision")):
+        dtype = getattr(torch, getattr(config, name))
+        if dtype is torch.bfloat16 and not computes_bfloat16(device):
+            logger.warning(
+                "%s is 'bfloat16', for which this %s has no instructions: training in float32.",
+                name,
+                device.type.upper(),
+            )
+            dtype = torch.float32
+        for module in networks.modules():
+            if isinstance(module, kind):
+                module.precision = dtype
 
 
 def computes_bfloat16(device: torch.device) -> bool:

@@ -34,7 +34,7 @@ from qwr_rllib.learning.evaluation import (
     Critic,
     CriticEvaluator,
     NetworkInputs,
-    set_image_precision,
+    set_precisions,
 )
 from qwr_rllib.learning.networks import (
     CategoricalActor,
@@ -114,9 +114,13 @@ class Learner:
         self.actor = networks.actor
         self.critics: list[Critic] = networks.critics
         self._device = critic.head.weight.device
-        set_image_precision(networks, config.image_precision, self._device)
+        set_precisions(networks, config, self._device)
         self.target_critics = [copy.deepcopy(each).requires_grad_(False) for each in self.critics]
         self._average = get_ema_multi_avg_fn(1 - config.tau) if config.tau < 1 else None
+        self._averaged = [
+            (list(target.parameters()), list(critic.parameters()))
+            for target, critic in zip(self.target_critics, self.critics, strict=True)
+        ]
         self._generator = torch.Generator(self._device)
         if seed is None:
             self._generator.seed()
@@ -320,8 +324,8 @@ class Learner:
         """Moves the target towards the critic after a critic step, with ``tau`` below 1."""
         if self._average is None:
             return
-        for target, critic in zip(self.target_critics, self.critics, strict=True):
-            self._average(list(target.parameters()), list(critic.parameters()), None)
+        for target, critic in self._averaged:
+            self._average(target, critic, None)
 
     def _require_finite(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):

@@ -394,6 +394,17 @@ class QCritic(nn.Module):
         ]
         return torch.cat(values) * self.q_scale
 
+    def action_gradient(self, features: Tensor, actions: Tensor) -> Tensor:
+        """Returns the gradient of ``Q(s, a)`` by n actions per state, ``(k, n, d)``.
+
+        The arguments are those of :meth:`q_values`, for continuous actions.
+        """
+        with torch.enable_grad():
+            actions = actions.detach().requires_grad_()
+            values = self.scaled_q(features.unsqueeze(1), actions) * self.q_scale
+            (gradient,) = torch.autograd.grad(values.sum(), actions)
+        return gradient
+
 
 class GatedCritic(QCritic):
     """Features of the state gated by the action (paper, appendix 6.1).
@@ -438,6 +449,33 @@ class GatedCritic(QCritic):
         return embedded.tanh_().mul_(features)
 
 
+class NormedLayers(nn.Sequential):
+    """Linear layers, each followed by LayerNorm and ReLU.
+
+    Args:
+        widths: of the inputs and of each layer.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for before, width in itertools.pairwise(widths):
+            layers += [nn.Linear(before, width), nn.LayerNorm(width), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+        self.precision = torch.float32
+        """Type of the matrix products. Weights, LayerNorm and outputs are float32."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(self.precision)
+
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                hidden = F.linear(cast(hidden), cast(layer.weight), cast(layer.bias)).float()
+            else:
+                hidden = layer(hidden)
+        return hidden
+
+
 class JointCritic(QCritic):
     """Linear layers of state and action together, each followed by LayerNorm and ReLU.
 
@@ -453,6 +491,8 @@ class JointCritic(QCritic):
         hiddens: widths of the layers, at least one.
     """
 
+    post: NormedLayers
+
     def __init__(
         self, body: nn.Module, in_features: int, spec: Spec, q_scale: float, hiddens: Sequence[int]
     ):
@@ -462,10 +502,7 @@ class JointCritic(QCritic):
         self.body = nn.Sequential(body, nn.Linear(in_features, first))
         self.embed = _action_embedding(spec, first)
         self.norm = nn.LayerNorm(first)
-        layers: list[nn.Module] = []
-        for before, width in itertools.pairwise(hiddens):
-            layers += [nn.Linear(before, width), nn.LayerNorm(width), nn.ReLU(inplace=True)]
-        self.post = nn.Sequential(*layers)
+        self.post = NormedLayers(hiddens)
         self.apply(_glorot)
         self.num_features = first
         self.q_scale = q_scale

@@ -29,7 +29,11 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    """Applies a linear layer, ReLU if set: ``(k, i)``, ``(h, i)``, ``(h,)`` to ``(k, h)``."""
+    """Applies a linear layer, ReLU if set: ``(k, i)``, ``(h, i)``, ``(h,)`` to ``(k, h)``.
+
+    Computes with the type of the inputs.
+    """
+    weight, bias = weight.to(inputs.dtype), bias.to(inputs.dtype)
     if takes_onednn(inputs):
         outputs = _onednn(inputs, weight, bias)
     else:
@@ -40,7 +44,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
 
 def takes_onednn(tensor: Tensor) -> bool:
     """Returns whether oneDNN computes the products of tensors like this one."""
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and HAS_ONEDNN
+    known = tensor.dtype in (torch.float32, torch.bfloat16)
+    return tensor.device.type == "cpu" and known and HAS_ONEDNN
 
 
 def _onednn(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -25,11 +25,13 @@ from qwr_rllib.learning.networks import (
     CategoricalActor,
     GatedCritic,
     GaussianActor,
+    JointCritic,
     QCritic,
     ValueCritic,
 )
 
 if TYPE_CHECKING:
+    from qwr_rllib.learning.accel.joint import JointKernel
     from qwr_rllib.learning.accel.kernels import GateKernel
 
 logger = logging.getLogger(__name__)
@@ -75,11 +77,12 @@ def gradient_of(
     """
     if compiler != "torch":
         kernels = compiled_kernels() if compiler == "numba" else None
-        if isinstance(module, GatedCritic) and _dense_layers(module.body, module.post) is not None:
+        if isinstance(module, QCritic) and _dense_layers(module.body) is not None:
             gate = gate_kernel(module, _views(into, module)) if compiler == "numba" else None
             if gate is not None:
                 return KernelCriticGradient(module, gate, loss_gradient, into, kernels)
-            return CriticGradient(module, loss_gradient, into, kernels)
+            if isinstance(module, GatedCritic) and _dense_layers(module.post) is not None:
+                return CriticGradient(module, loss_gradient, into, kernels)
         if isinstance(module, (GaussianActor, CategoricalActor, ValueCritic)) and (
             _dense_layers(module.body, module.head) is not None
         ):
@@ -89,22 +92,27 @@ def gradient_of(
 
 def gate_kernel(
     critic: nn.Module, into: Mapping[Tensor, Tensor] | None = None
-) -> GateKernel | None:
-    """Returns a critic's compiled gate; ``None`` if the critic has none or Numba is missing.
+) -> GateKernel | JointKernel | None:
+    """Returns the compiled layers of a critic after its features.
+
+    Returns ``None`` if there are none for this critic, or Numba is missing.
 
     Args:
         critic: its parameters may change, but must keep their memory.
         into: tensors into which the kernel's backward pass writes each parameter's gradient.
     """
     if not (
-        isinstance(critic, GatedCritic)
+        isinstance(critic, QCritic)
         and isinstance(critic.embed, nn.Linear)
-        and isinstance(critic.post, nn.Identity)
         and critic.embed.weight.device.type == "cpu"
+        and compiled_kernels()
     ):
         return None
-    compiled = compiled_kernels()
-    return compiled.GateKernel(critic, into) if compiled else None
+    if isinstance(critic, JointCritic):
+        return import_module("qwr_rllib.learning.accel.joint").JointKernel(critic, into)
+    if isinstance(critic, GatedCritic) and isinstance(critic.post, nn.Identity):
+        return import_module("qwr_rllib.learning.accel.kernels").GateKernel(critic, into)
+    return None
 
 
 def features_of(critic: QCritic | ValueCritic) -> Callable[[Tensor], Tensor]:
@@ -314,12 +322,12 @@ class CriticGradient:
 
 
 class KernelCriticGradient:
-    """:class:`CriticGradient` with a compiled gate."""
+    """Gradient of a critic whose layers after the features are compiled."""
 
     def __init__(
         self,
-        critic: GatedCritic,
-        gate: GateKernel,
+        critic: QCritic,
+        gate: GateKernel | JointKernel,
         loss_gradient: LossGradient,
         into: Tensor,
         kernels: ModuleType | None,
