@@ -34,7 +34,7 @@ GROUPS = {
         "actor_actions", "samples_from", "sample_ascent",
     ],
     "Both": ["adam_epsilon", "grad_clip", "model", "normalize_observations"],
-    "Images": ["image_network", "image_precision", "frame_stack", "reward_clip"],
+    "Images": ["image_network", "image_precision", "image_shift", "frame_stack", "reward_clip"],
     "Data": ["offline", "max_refused_fraction"],
     "Speed": [
         "learner_threads", "critic_precision", "compile", "cuda_graphs", "overlap_sampling",

@@ -425,8 +425,11 @@ def test_training_on_images_is_algorithm_2(monkeypatch):
     ],
     ids=["stacked", "channels last", "channels first"],
 )
-def test_the_image_kernel_gives_what_the_networks_normalise(spec):
-    learner = learner_for_images(spec)
+@pytest.mark.parametrize("image_shift", [0, 4])
+def test_the_image_kernel_gives_what_the_networks_normalise(spec, image_shift):
+    learner = learner_for_images(spec, image_shift=image_shift)
+    generator = torch.Generator().manual_seed(0)  # as the learner's
+    plain = evaluation.NetworkInputs(learner.networks, None, image_shift, generator)
     view = ReplayView(spec, 10)
     frames = view.columns["obs"]
     frames.copy_(torch.randint(0, 256, frames.shape))
@@ -434,8 +437,10 @@ def test_the_image_kernel_gives_what_the_networks_normalise(spec):
     for count in (7, 3):  # the second uses the memory of the first
         slots = torch.randint(0, len(frames), (count,))
         found = learner._inputs.of(view, slots)
-        expected = learner.networks.normalize(view.observations(slots))
+        expected = plain.of(view, slots)
         assert torch.equal(found, expected)
+        unchanged = torch.equal(found, learner.networks.normalize(view.observations(slots)))
+        assert unchanged == (image_shift == 0)
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -18,6 +18,7 @@ from qwr_rllib.learning.networks import (
     ObservationNormalizer,
     QWRNetworks,
     networks_of,
+    shifted,
     to_blocks,
 )
 from qwr_rllib.specs import Spec
@@ -502,6 +503,15 @@ def test_blocks_have_each_pixel_once_in_their_channels():
             for x in range(6):
                 place = 4 * channel + 2 * (y % 2) + x % 2
                 assert blocks[0, place, y // 2, x // 2] == image[0, channel, y, x]
+
+
+def test_shifted_images_are_crops_of_padded_ones():
+    images = torch.randint(0, 256, (3, 2, 6, 8), dtype=torch.uint8)
+    shifts = torch.tensor([[0, 0], [4, -4], [-1, 3]])
+    padded = np.pad(images.numpy(), [(0, 0), (0, 0), (4, 4), (4, 4)], mode="edge")
+    for image, crop, (down, right) in zip(shifted(images, shifts), padded, shifts, strict=True):
+        expected = crop[:, 4 + down : 10 + down, 4 + right : 12 + right]
+        assert np.array_equal(image.numpy(), expected)
 
 
 def test_the_channels_of_images_are_found_and_their_bytes_kept():

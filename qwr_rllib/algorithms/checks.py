@@ -120,7 +120,8 @@ def check_effect(config: QWRConfig, spec: Spec) -> None:
     else:
         for name in ("conv_filters", "post_fcnet_hiddens", "image_network"):
             unused(name, "observations that are vectors", ": set model.fcnet_hiddens")
-        unused("image_precision", "observations that are vectors")
+        for name in ("image_precision", "image_shift"):
+            unused(name, "observations that are vectors")
 
 
 _is_size = integer(1).holds

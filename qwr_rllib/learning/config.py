@@ -160,6 +160,9 @@ class LearnerConfig:
     image_precision: Precision = setting("float32", one_of(Precision))
     """Arithmetic of the image networks. ``"bfloat16"`` is faster on GPUs and CPUs that have
     instructions for it. Weights, Adam and the heads stay float32."""
+    image_shift: int = setting(0, integer(0))
+    """Pixels by which training shifts each image at most, at random in both directions, repeating
+    the image's edge. 0 shifts none; DrQ (Kostrikov et al., 2021) uses 4."""
     critic_precision: Precision = setting("float32", one_of(Precision))
     """Arithmetic of the matrix products between a joint critic's hidden layers. ``"bfloat16"`` is
     faster on GPUs and CPUs that have instructions for it. All else stays float32."""

@@ -24,6 +24,7 @@ from qwr_rllib.learning.networks import (
     QWRNetworks,
     ValueCritic,
     channels_first,
+    shifted,
 )
 from qwr_rllib.replay.layout import Slot
 from qwr_rllib.replay.replica import ReplayView, View
@@ -45,10 +46,20 @@ class NetworkInputs:
     Args:
         networks: the networks, with their normaliser.
         compiler: ``"numba"`` gathers images by a compiled kernel.
+        image_shift: largest shift of an image, in pixels.
+        generator: random numbers for the shifts.
     """
 
-    def __init__(self, networks: QWRNetworks, compiler: Compiler | None) -> None:
+    def __init__(
+        self,
+        networks: QWRNetworks,
+        compiler: Compiler | None,
+        image_shift: int,
+        generator: torch.Generator,
+    ) -> None:
         self._networks = networks
+        self._image_shift = image_shift
+        self._generator = generator
         self._image_kernel: Callable[..., Tensor] | None = None
         if compiler == "numba" and (kernels := compiled_kernels()):
             self._image_kernel = kernels.image_blocks
@@ -56,20 +67,35 @@ class NetworkInputs:
 
     def of(self, view: View, slots: Tensor) -> Tensor:
         """Returns inputs of the states in ``slots`` ``(...)``; the next call may overwrite them."""
-        bytes_ = view.spec.image and view.spec.obs_dtype == "uint8"
-        if not bytes_ or self._image_kernel is None:
+        spec = view.spec
+        if not spec.image:
             return self._networks.normalize(view.observations(slots))
+        shifts = self._shifts(slots.numel()) if self._image_shift else None
+        channels_last = channels_first(spec.obs_shape) != spec.obs_shape
+        if self._image_kernel is None or spec.obs_dtype != "uint8":
+            obs = view.observations(slots)
+            if shifts is not None:
+                images = obs.reshape(-1, *spec.obs_shape)
+                images = images.permute(0, 3, 1, 2) if channels_last else images
+                images = shifted(images, shifts)
+                obs = images.permute(0, 2, 3, 1) if channels_last else images
+            return self._networks.normalize(obs)
         frames = view.columns["obs"]
-        if view.spec.frame_stack > 1:
+        if spec.frame_stack > 1:
             frames = frames.unsqueeze(1)
-        elif channels_first(view.spec.obs_shape) != view.spec.obs_shape:
+        elif channels_last:
             frames = frames.permute(0, 3, 1, 2)
-        needed = len(slots) * math.prod(view.spec.obs_shape)
+        needed = len(slots) * math.prod(spec.obs_shape)
         if self._image_memory.numel() < needed:  # allocating takes as long as filling
             self._image_memory = torch.empty(needed, dtype=torch.uint8)
         return self._image_kernel(
-            frames, view.frames(slots), self._networks.blocks, self._image_memory
+            frames, view.frames(slots), self._networks.blocks, self._image_memory, shifts
         )
+
+    def _shifts(self, count: int) -> Tensor:
+        bounds = -self._image_shift, self._image_shift + 1
+        generator, device = self._generator, self._generator.device
+        return torch.randint(*bounds, (count, 2), generator=generator, device=device)
 
     def of_each(self, view: View, rows: Tensor) -> Iterator[Tensor]:
         """Returns an iterator over the inputs of the minibatches in ``rows`` ``(steps, batch)``."""

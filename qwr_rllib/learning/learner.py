@@ -150,7 +150,9 @@ class Learner:
             self.actor.regression_gradient,
             lr=config.actor_lr,
         )
-        self._inputs = NetworkInputs(networks, None if on_gpu else compiler)
+        self._inputs = NetworkInputs(
+            networks, None if on_gpu else compiler, config.image_shift, self._generator
+        )
         of_actor = self.critics if self._average is None else self.target_critics
         self._by_critic = CriticEvaluator(of_actor, self._inputs, compiler)
         self._by_target = CriticEvaluator(
@@ -274,7 +276,7 @@ class Learner:
         self._sampler.renew()
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
-        obs = self.networks.normalize(view.observations(rows))
+        obs = self._inputs.of(view, rows).clone()
         actions = view.columns["actions"][rows]
         of_critics = [losses.critic_loss(each(obs, actions), targets) for each in self.critics]
         return (

@@ -150,6 +150,23 @@ def to_blocks(images: Tensor, b: int) -> Tensor:
     return last.permute(0, 3, 1, 2)
 
 
+def shifted(images: Tensor, shifts: Tensor) -> Tensor:
+    """Shifts each image, repeating its edge (Kostrikov et al., 2021, "Image augmentation is all").
+
+    Args:
+        images: ``(k, channels, height, width)``.
+        shifts: ``(k, 2)``, the pixels by which the content moves up and to the left.
+    """
+    k, channels, *size = images.shape
+    rows, columns = (
+        (torch.arange(length, device=images.device) + shift[:, None]).clamp(0, length - 1)
+        for length, shift in zip(size, shifts.unbind(1), strict=True)
+    )
+    of_all = torch.arange(k, device=images.device)[:, None, None, None]
+    of_channels = torch.arange(channels, device=images.device)[:, None, None]
+    return images[of_all, of_channels, rows[:, None, :, None], columns[:, None, None, :]]
+
+
 def channels_first(obs_shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns an image's channels, height and width."""
     first, second, last = obs_shape

@@ -211,33 +211,52 @@ def _clipped_adam(weights, gradient, mean, square, clip, lr, beta1, beta2, eps, 
         weights[i] -= rate * mean[i] / (np.sqrt(square[i]) * rms + f32(eps))
 
 
+@_inlined
+def _clamped(x, size):
+    return min(max(x, 0), size - 1)
+
+
 @_elementwise
-def _image_blocks(frames, slots, b, out):
+def _image_blocks(frames, pixels, slots, shifts, b, out):
     # Moves a block's row of pixels as `words` words, one for the usual sizes of `b`.
     words = frames.shape[3] // out.shape[2]
+    height, width = pixels.shape[2:]
+    shifted_pixels = np.empty(width, np.uint8)
+    shifted = shifted_pixels.view(frames.dtype)
     for i in range(slots.shape[0]):
+        down, right = (shifts[i, 0], shifts[i, 1]) if shifts.shape[0] else (0, 0)
         for y in range(out.shape[1]):
             blocks = out[i, y]
             for f in range(slots.shape[1]):
                 for c in range(frames.shape[1]):
                     for dy in range(b):
-                        row = frames[slots[i, f], c, y * b + dy]
+                        source = _clamped(y * b + dy + down, height)
+                        row = frames[slots[i, f], c, source]
+                        if right:
+                            of_source = pixels[slots[i, f], c, source]
+                            for x in range(width):
+                                shifted_pixels[x] = of_source[_clamped(x + right, width)]
+                            row = shifted
                         first = ((f * frames.shape[1] + c) * b + dy) * words
                         for word in range(words):
                             for x in range(blocks.shape[0]):
                                 blocks[x, first + word] = row[x * words + word]
 
 
-def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
+def image_blocks(
+    frames: Tensor, slots: Tensor, b: int, out: Tensor, shifts: Tensor | None = None
+) -> Tensor:
     """Gathers frames, stacks them along their channels and turns their pixels into blocks.
 
-    Like :func:`qwr_rllib.learning.networks.to_blocks`, but in one pass over the memory.
+    Like :func:`qwr_rllib.learning.networks.shifted` and then
+    :func:`~qwr_rllib.learning.networks.to_blocks`, but in one pass over the memory.
 
     Args:
         frames: ``(slots, channels, height, width)``, bytes.
         slots: ``(k, n)``, the frames of each stack, newest last.
         b: side of a block, in pixels.
         out: at least ``k * n * channels * height * width`` bytes, overwritten.
+        shifts: ``(k, 2)``, see :func:`~qwr_rllib.learning.networks.shifted`; ``None`` for 0.
 
     Returns:
         Bytes ``(k, n * channels * b * b, height / b, width / b)``, in the memory of ``out``, with
@@ -248,7 +267,8 @@ def image_blocks(frames: Tensor, slots: Tensor, b: int, out: Tensor) -> Tensor:
     blocks = out[: math.prod(shape)].view(shape)
     pixels = frames.numpy()
     word = np.dtype(f"u{b}") if b in (2, 4, 8) and pixels.flags.c_contiguous else np.dtype("u1")
-    _image_blocks(pixels.view(word), _array(slots), b, _array(blocks).view(word))
+    of_each = np.empty((0, 2), np.int64) if shifts is None else _array(shifts)
+    _image_blocks(pixels.view(word), pixels, _array(slots), of_each, b, _array(blocks).view(word))
     return blocks.permute(0, 3, 1, 2)
 
 
