@@ -49,6 +49,19 @@ def test_the_actor_regresses_onto_clipped_samples_of_the_current_policy():
     torch.testing.assert_close(candidates.actions, unclipped.clamp(-1, 1))
 
 
+@pytest.mark.parametrize("samples_from", ["pi", "mu"])
+def test_the_critic_of_samples_of_pi_learns_at_the_executed_actions(samples_from):
+    found = []
+    for clip in (False, True):
+        learner, view = scripted(CONTINUOUS, samples_from=samples_from)
+        actions = view.columns["actions"].mul_(3)
+        if clip:
+            actions.clamp_(-1, 1)
+        learner.train_critic(view)
+        found.append(weights(learner.critic))
+    assert torch.equal(*found) == (samples_from == "pi")
+
+
 def test_the_sampled_policy_stays_that_of_the_iterations_beginning(monkeypatch):
     monkeypatch.setattr(learner_module, "MAX_CHUNK_STEPS", 2)
     steps = {"n_critic_steps": 4, "n_actor_steps": 4, "target_update_freq": 4}

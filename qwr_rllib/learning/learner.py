@@ -277,7 +277,7 @@ class Learner:
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
         regression, _ = self._actor_regression(view, rows.unsqueeze(0), None)
         obs = self._inputs.of(view, rows).clone()
-        actions = view.columns["actions"][rows]
+        actions = self._sampler.executed(view.columns["actions"][rows])
         of_critics = [losses.critic_loss(each(obs, actions), targets) for each in self.critics]
         return (
             sum(of_critics[1:], start=of_critics[0]),
@@ -300,7 +300,7 @@ class Learner:
             self._sync_target()
         self._sampler.renew()
         targets = self._targets(view, rows, 1)[0] / self.critic.q_scale
-        actions = view.columns["actions"][rows]
+        actions = self._sampler.executed(view.columns["actions"][rows])
         inputs = self._inputs.of(view, rows), actions
         outputs = torch.stack([step(inputs, (targets,)) for step in self._critic_steps])
         self._move_target()
@@ -364,7 +364,7 @@ class Learner:
         # The head predicts Q / q_scale, so the loss is in these units too.
         scaled_targets = targets / self.critic.q_scale
         rows = rows.view(steps, -1)
-        actions = view.columns["actions"][rows]
+        actions = self._sampler.executed(view.columns["actions"][rows])
         predicted = scaled_targets.new_empty((steps, len(self.critics), rows.shape[1]))
         minibatches = zip(
             self._inputs.of_each(view, rows), actions, scaled_targets, predicted, strict=True

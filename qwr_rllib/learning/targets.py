@@ -77,10 +77,17 @@ class ActionSampler:
             params, std = torch.cat(of_tiles), None
         n = params.shape[-1] if isinstance(self._n, str) else self._n
         actions, probs = self._actor.proposals(params, n, self._generator, std)
-        if self._inputs is not None and actions.is_floating_point():
-            # Regress onto clipped actions: unclipped ones let the mean leave the range for good.
-            actions = actions.clamp(-1, 1)
-        return actions, probs
+        return self.executed(actions), probs
+
+    def executed(self, actions: Tensor) -> Tensor:
+        """Returns actions as the environment executes them, if samples are of the policy.
+
+        Actions outside the range are clipped. Unclipped samples would let the policy's mean leave
+        the range for good, and the critic would learn at other actions than it is asked for.
+        """
+        if self._inputs is None or not actions.is_floating_point():
+            return actions
+        return actions.clamp(-1, 1)
 
     def __call__(
         self,
@@ -252,7 +259,7 @@ class ReplayActionByQ(SampledActions):
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
-        actions = view.columns["actions"][states].unsqueeze(1)
+        actions = self._sample.executed(view.columns["actions"][states]).unsqueeze(1)
         samples, _, probs, _ = super().__call__(view, states, features, returns)
         values = losses.backup(samples, "mean", probs=probs)
         of_states = self._critic.features(view, states, features)
