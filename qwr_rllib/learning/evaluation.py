@@ -181,11 +181,12 @@ class CriticEvaluator:
 
         The arguments are those of :meth:`q_values`, for continuous actions.
         """
-        parts = features.chunk(len(self._gates), -1)
-        gradients = [
-            gate.action_gradient(part.contiguous(), actions)
-            for gate, part in zip(self._gates, parts, strict=True)
-        ]
+        parts = features.chunk(len(self._critics), -1)
+        gradients = []
+        for critic, gate, part in zip(self._critics, self._gates, parts, strict=True):
+            assert isinstance(critic, QCritic)
+            gradient_of = getattr(gate, "action_gradient", critic.action_gradient)
+            gradients.append(gradient_of(part.contiguous(), actions))
         return torch.stack(gradients).mean(0)
 
 
