@@ -18,16 +18,21 @@ if TYPE_CHECKING:
     from qwr_rllib.algorithms.awac import AWAC, AWACConfig
     from qwr_rllib.algorithms.awr import AWR, AWRConfig
     from qwr_rllib.algorithms.qwr import QWR, QWRConfig
+    from qwr_rllib.algorithms.qwr_plus import QWRPlus, QWRPlusConfig
 
 _moved.install()
 
 __version__ = "0.2.0"
-__all__ = ["AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig", "register"]
+__all__ = [
+    "AWAC", "AWR", "QWR", "AWACConfig", "AWRConfig", "QWRConfig", "QWRPlus", "QWRPlusConfig",
+    "register",
+]  # fmt: skip
 
+_ALGORITHMS = {"QWR": "qwr", "QWRPlus": "qwr_plus", "AWR": "awr", "AWAC": "awac"}
 _MODULES = {
     name: f"qwr_rllib.algorithms.{module}"
-    for module in ("awac", "awr", "qwr")
-    for name in (module.upper(), f"{module.upper()}Config")
+    for algorithm, module in _ALGORITHMS.items()
+    for name in (algorithm, f"{algorithm}Config")
 }
 
 
@@ -55,7 +60,7 @@ def register() -> None:
 
     from qwr_rllib.envs.atari import ATARI, make_atari
 
-    for name in ("QWR", "AWR", "AWAC"):
+    for name in _ALGORITHMS:
         register_trainable(name, _imported(name))
     register_env(ATARI, make_atari)
 

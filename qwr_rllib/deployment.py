@@ -57,11 +57,12 @@ def describe(
         action_space: the environment's Box or Discrete.
         config: the ``QWRConfig`` of its training, or its dict.
         env_steps: environment steps of its training; ``None`` if unknown.
-        algorithm: ``"QWR"``, ``"AWR"`` or ``"AWAC"``; by default it follows from the config.
+        algorithm: ``"QWR"``, ``"AWR"`` ...; by default it follows from the config.
     """
     if algorithm is None:
-        parts = config["critic_type"], config["actor_actions"]
-        algorithm = {("v", "replay"): "AWR", ("q", "replay"): "AWAC"}.get(parts, "QWR")
+        algorithm = "QWR" if config.get("samples_from", "mu") == "mu" else "QWRPlus"
+        if config["actor_actions"] == "replay":
+            algorithm = "AWR" if config["critic_type"] == "v" else "AWAC"
     env = config["env"]
     action: dict[str, Any] = {
         "shape": list(action_space.shape),

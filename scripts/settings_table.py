@@ -1,4 +1,4 @@
-"""Writes the tables of docs/settings.md: the settings of QWR, AWR and AWAC.
+"""Writes the tables of docs/settings.md: the settings of QWR, QWRPlus, AWR and AWAC.
 
     python scripts/settings_table.py
 
@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-from qwr_rllib import AWACConfig, AWRConfig, QWRConfig
+from qwr_rllib import AWACConfig, AWRConfig, QWRConfig, QWRPlusConfig
 from qwr_rllib.learning import config
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -87,7 +87,7 @@ def tables() -> str:
     Raises:
         KeyError: naming settings that no group names.
     """
-    configs = {"AWR": AWRConfig(), "AWAC": AWACConfig()}
+    configs = {"AWR": AWRConfig(), "AWAC": AWACConfig(), "QWRPlus": QWRPlusConfig()}
     base = QWRConfig()
     own = config.defaults(config.QWRSettings)
     if missing := own.keys() - {name for group in GROUPS.values() for name in group}:

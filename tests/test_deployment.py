@@ -254,7 +254,7 @@ def test_a_checkpoint_of_another_algorithm_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "read_algorithm", lambda path: (PPO, PPOConfig(), {}))
     result = run("export", tmp_path, "--format", "onnx", "--out", tmp_path / "policy.onnx")
     assert result.exit_code == 2
-    assert "is of PPO: only policies of QWR, AWR and AWAC can be exported" in result.output
+    assert "is of PPO: only policies of QWR, QWRPlus, AWR and AWAC can be exported" in result.output
 
 
 def test_a_file_that_is_no_policy_is_named(exported, tmp_path):

@@ -122,7 +122,7 @@ def test_importing_registers_the_algorithms_and_environments():
 import qwr_rllib
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
-for name in "QWR", "AWR", "AWAC":
+for name in "QWR", "QWRPlus", "AWR", "AWAC":
     assert _global_registry.contains(TRAINABLE_CLASS, name)
 assert _global_registry.contains(ENV_CREATOR, "Atari100k")
 """,

@@ -123,7 +123,7 @@ def evaluate(checkpoint: Path, **options: Any) -> None:
 @click.option(
     "--algo",
     "--run",
-    type=click.Choice(["QWR", "AWR", "AWAC"]),
+    type=click.Choice(["QWR", "QWRPlus", "AWR", "AWAC"]),
     default="QWR",
     show_default=True,
     help="The algorithm whose settings it is held against.",
@@ -177,8 +177,8 @@ def record(checkpoint: Path, **options: Any) -> None:
     """Record episodes of a checkpoint's policy as a Minari data set.
 
     CHECKPOINT is as in `evaluate`. A config's `offline: {dataset: NAME}` reads the data set, with
-    the parameters of the policy that acted where they are known (QWR, AWR, AWAC). It is written
-    when all episodes are played, whole or not at all.
+    the parameters of the policy that acted where they are known (policies of this package). It is
+    written when all episodes are played, whole or not at all.
     """
     checkpoint = located(checkpoint)
     from qwr_rllib.cli import recording

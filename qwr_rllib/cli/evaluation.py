@@ -35,7 +35,7 @@ from ray.rllib.utils.policy import local_policy_inference
 from rich.console import Console
 from rich.table import Table
 
-from qwr_rllib import AWAC, AWR, QWR
+from qwr_rllib import AWAC, AWR, QWR, QWRPlus
 from qwr_rllib.algorithms.checkpoint import finish
 from qwr_rllib.algorithms.policy import QWRTorchPolicy
 from qwr_rllib.cli.errors import ConfigError, require_folder, require_folder_of
@@ -232,7 +232,7 @@ def load_exported(path: Path) -> tuple[type[Algorithm], AlgorithmConfig, Agent]:
     except ValueError as error:
         raise ConfigError(error) from error
     about = agent.about
-    algorithm = {each.__name__: each for each in (QWR, AWR, AWAC)}[about["algorithm"]]
+    algorithm = {each.__name__: each for each in (QWR, QWRPlus, AWR, AWAC)}[about["algorithm"]]
     config = algorithm.get_default_config()
     config.environment(about["env"], env_config=about["env_config"])
     return algorithm, config.get_evaluation_config_object() or config, agent

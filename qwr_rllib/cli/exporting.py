@@ -19,7 +19,7 @@ from qwr_rllib.envs.atari import frame_stack_of
 
 
 def read_policy(checkpoint: Path) -> DeployedPolicy:
-    """Reads the policy of a file, or of a checkpoint of QWR, AWR or AWAC; starts no Ray.
+    """Reads the policy of a file, or of a checkpoint of QWR, QWRPlus, AWR or AWAC; starts no Ray.
 
     Raises:
         ConfigError: The policy cannot be read, or is of another algorithm.
@@ -32,8 +32,8 @@ def read_policy(checkpoint: Path) -> DeployedPolicy:
     algorithm, config, state = read_algorithm(checkpoint)
     if not issubclass(algorithm, QWR):
         raise ConfigError(
-            f"{checkpoint} is of {algorithm.__name__}: only policies of QWR, AWR and AWAC can be "
-            "exported"
+            f"{checkpoint} is of {algorithm.__name__}: only policies of QWR, QWRPlus, AWR and AWAC "
+            "can be exported"
         )
     config = config.get_evaluation_config_object() or config
     try:

@@ -1,4 +1,4 @@
-"""All settings of QWR, AWR and AWAC, each with its default, rule and description.
+"""All settings of QWR, QWRPlus, AWR and AWAC, each with its default, rule and description.
 
 ``QWRConfig``, its ``training()``, the command line, training without Ray and the table in
 ``docs/settings.md`` read the dataclasses here.
@@ -292,8 +292,29 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "replay_capacity": 50_000,
     },
     "AWAC": {"actor_actions": "replay"},
+    "QWRPlus": {
+        "n_interactions": 100,
+        "n_critic_steps": 200,
+        "n_actor_steps": 100,
+        "replay_capacity": 100_000,
+        "samples_from": "pi",
+        "sample_ascent": 0.3,
+        "n_action_samples": 4,
+        "action_std": 0.2,
+        "advantage_scaling": "state",
+        "backup": "mean",
+        "margin": 5,
+        "gamma": 0.99,
+        "num_critics": 2,
+        "critic_network": "joint",
+        "q_scale": 1.0,
+        "tau": 0.005,
+        "critic_lr": 3e-4,
+        "actor_lr": 3e-4,
+    },
 }
-"""Each algorithm's defaults that differ from QWR's; ``docs/algorithm.md`` has the reasons."""
+"""Each algorithm's defaults that differ from QWR's. ``docs/algorithm.md`` and ``docs/qwr-plus.md``
+have the reasons."""
 
 
 def defaults(settings: type[LearnerConfig]) -> dict[str, Any]:
@@ -302,7 +323,7 @@ def defaults(settings: type[LearnerConfig]) -> dict[str, Any]:
 
 
 def defaults_of(algorithm: str) -> dict[str, Any]:
-    """Returns the defaults of ``"QWR"``, ``"AWR"`` or ``"AWAC"``, as in its config's dict."""
+    """Returns the defaults of one of :data:`ALGORITHMS`, as in its config's dict."""
     return {
         **{name.rstrip("_"): value for name, value in defaults(AgentConfig).items()},
         # Settings of RLlib.

@@ -168,7 +168,7 @@ class Runner:
 
 
 class LocalTrainer:
-    """A trainer of QWR, AWR or AWAC in this process.
+    """A trainer of QWR, QWRPlus, AWR or AWAC in this process.
 
     Args:
         config: the keys of a ``QWRConfig``'s dict, as in
