@@ -31,7 +31,7 @@ import torch
 import yaml
 
 from qwr_rllib import deployment
-from qwr_rllib.learning.config import ALGORITHMS, defaults_of
+from qwr_rllib.learning.config import ALGORITHMS, defaults_of, steps_per_result
 from qwr_rllib.local.trainer import REPLAY_FILE, STATE_FILE, LocalTrainer
 from qwr_rllib.validation import did_you_mean
 from qwr_rllib.versions import versions
@@ -78,7 +78,7 @@ def settings_of(
 
     Returns:
         The config, and when the file says to stop: environment steps, or the iterations of
-        logged data times ``n_interactions``.
+        logged data times the environment steps of a result.
 
     Raises:
         click.UsageError: if the file is not one experiment.
@@ -97,7 +97,7 @@ def settings_of(
     config = changed(config, spec.get("config", {}), str(file))
     stop = spec.get("stop", {})
     if "training_iteration" in stop:
-        return config, stop["training_iteration"] * config["n_interactions"]
+        return config, stop["training_iteration"] * steps_per_result(config)
     return config, stop.get("num_env_steps_sampled_lifetime")
 
 
@@ -167,7 +167,7 @@ def lines_until(out: Path, iteration: int) -> list[dict[str, Any]]:
     type=click.IntRange(1),
     default=10,
     show_default=True,
-    help="Times n_interactions environment steps.",
+    help="Results, each of n_interactions environment steps or min_sample_timesteps_per_iteration.",
 )
 @click.option(
     "--episodes", type=click.IntRange(1), default=10, show_default=True, help="Of an evaluation."
@@ -224,7 +224,7 @@ def main(
     if not config["env"]:
         raise click.UsageError("needs an environment, --like or --file")
     config["seed"] = (config["seed"] or 0) if seed is None else seed
-    per_iteration = config["n_interactions"]
+    per_iteration = steps_per_result(config)
     if iterations or not until:
         until = (iterations or 100) * per_iteration
     torch.set_num_threads(threads)

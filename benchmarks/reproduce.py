@@ -50,7 +50,7 @@ import numpy as np
 import yaml
 from in_process import json_object
 
-from qwr_rllib.learning.config import defaults_of
+from qwr_rllib.learning.config import defaults_of, steps_per_result
 from qwr_rllib.report import COMMANDS_FILE
 from qwr_rllib.report.trials import COLUMNS, EPISODE_RETURNS, TRAINING_EPISODES
 
@@ -111,12 +111,11 @@ class Cell:
 
     @property
     def iterations(self) -> int:
-        each = (defaults_of(self.algorithm) | self.config)["n_interactions"]
-        return -(-self.steps // each)
+        return -(-self.steps // steps_per_result(defaults_of(self.algorithm) | self.config))
 
 
 def table1(seed: int) -> Iterator[Cell]:
-    variants = BACKUPS | {"awr": ("AWR", {})}
+    variants = BACKUPS | {"awr": ("AWR", {}), "qwr-plus": ("QWRPlus", {})}
     for (variant, (algorithm, config)), env in itertools.product(variants.items(), MUJOCO):
         yield Cell(variant, algorithm, env, env, EVALUATION | config | {"seed": seed})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qwr_rllib.learning.config import defaults_of
+from qwr_rllib.learning.config import defaults_of, steps_per_result
 from qwr_rllib.learning.networks import QWRNetworks
 from qwr_rllib.local import LocalTrainer, Runner
 from qwr_rllib.local import trainer as local
@@ -163,6 +163,17 @@ def test_the_script_evaluates_a_run_that_ended_but_does_not_train_it_without_its
 def test_what_it_does_not_take_is_named(monkeypatch, space, changes, message):
     with pytest.raises(ValueError, match=message):
         trainer(monkeypatch, space, **changes)
+
+
+@pytest.mark.parametrize(("least", "steps"), [(0, 6), (6, 6), (7, 12), (14, 18)])
+def test_a_result_may_be_of_several_iterations(monkeypatch, least, steps):
+    several = {"n_interactions": 6, "min_sample_timesteps_per_iteration": least}
+    trained = trainer(monkeypatch, BOX, **several)
+    assert steps_per_result(trained.config) == steps
+    for count in (1, 2):
+        trained.train()
+        assert (trained.iteration, trained.num_env_steps) == (count, count * steps)
+    assert trained.learner.num_actor_updates == FEW["n_actor_steps"] * 2 * steps // 6
 
 
 def test_it_learns_which_action_is_rewarded(monkeypatch):

@@ -14,7 +14,7 @@ def test_its_defaults_differ_from_qwrs_as_the_list_says():
     own, qwr = (config.to_dict() for config in (QWRPlusConfig(), QWRConfig()))
     assert own.keys() == qwr.keys()
     differing = {key: own[key] for key in own if own[key] != qwr[key]}
-    assert differing == ALGORITHMS["QWRPlus"] | {"min_sample_timesteps_per_iteration": 1000}
+    assert differing == ALGORITHMS["QWRPlus"]
     assert get_trainable_cls("QWRPlus") is QWRPlus
 
 

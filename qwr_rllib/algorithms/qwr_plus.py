@@ -29,7 +29,6 @@ class QWRPlusConfig(QWRConfig):
         super().__init__(algo_class=algo_class or QWRPlus)
         for name, value in ALGORITHMS["QWRPlus"].items():
             setattr(self, name, value)
-        self.min_sample_timesteps_per_iteration = 1000
 
 
 class QWRPlus(QWR):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -294,6 +294,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "AWAC": {"actor_actions": "replay"},
     "QWRPlus": {
         "n_interactions": 100,
+        "min_sample_timesteps_per_iteration": 1000,
         "n_critic_steps": 200,
         "n_actor_steps": 100,
         "replay_capacity": 100_000,
@@ -328,10 +329,21 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
         **{name.rstrip("_"): value for name, value in defaults(AgentConfig).items()},
         # Settings of RLlib.
         **{"env_config": {}, "seed": None, "normalize_actions": True, "clip_actions": False},
+        "min_sample_timesteps_per_iteration": 0,
         "offline": None,
         "model": MODEL,
         **ALGORITHMS[algorithm],
     }
+
+
+def steps_per_result(config: Mapping[str, Any]) -> int:
+    """Returns the environment steps of a result.
+
+    These are ``n_interactions``, times the iterations of a result: RLlib's
+    ``min_sample_timesteps_per_iteration`` asks for several.
+    """
+    each, least = config["n_interactions"], config.get("min_sample_timesteps_per_iteration") or 0
+    return each * max(1, -(-least // each))
 
 
 def learner_config(config: Any) -> LearnerConfig:

@@ -249,13 +249,25 @@ class LocalTrainer:
         self._acting.load_state_dict(self.acting_state())
 
     def train(self) -> dict[str, Any]:
-        """Trains for one iteration.
+        """Trains for one iteration, or several, as ``min_sample_timesteps_per_iteration`` says.
 
         Returns:
-            The metrics of the learner and of collection: see ``docs/metrics.md``. ``moved`` is the
-            root mean square distance, in the new states, between the policy's parameters after
-            training and those at collection.
+            The metrics of the learner and of collection in the last of them: see
+            ``docs/metrics.md``. ``moved`` is the root mean square distance, in the new states,
+            between the policy's parameters after training and those at collection.
+            ``collection_s`` and ``training_s`` are sums.
         """
+        least = self.config.get("min_sample_timesteps_per_iteration") or 0
+        until = self.num_env_steps + (least if self.collects else 0)
+        metrics = self._train_once()
+        while self.num_env_steps < until:
+            before, metrics = metrics, self._train_once()
+            for name in ("collection_s", "training_s"):
+                metrics[name] += before[name]
+        self.iteration += 1
+        return metrics
+
+    def _train_once(self) -> dict[str, Any]:
         started = time.perf_counter()
         if self.collects:
             steps = None if self._whole_episodes else self.config["n_interactions"]
@@ -273,7 +285,6 @@ class LocalTrainer:
         metrics["collection_s"] = collected - started
         metrics["training_s"] = time.perf_counter() - collected
         self._sync()
-        self.iteration += 1
         return metrics
 
     def evaluate(self, episodes: int) -> list[float]:
