@@ -106,11 +106,12 @@ def inside(params, n, generator=None, std=None):
     return (0.3 * evenly(params, n)[0]).clamp(-0.9, 0.9), None
 
 
-def test_samples_move_along_the_gradient_of_q():
+@pytest.mark.parametrize("scaling", ["state", "median", "minibatch"])
+def test_samples_move_along_the_gradient_of_q(scaling):
     distance = 0.002
     ascent = distance / (0.4 * math.sqrt(PLANE.action_dim))
     still, view = scripted(PLANE, n_action_samples=3)
-    moving, _ = scripted(PLANE, n_action_samples=3, sample_ascent=ascent)
+    moving, _ = scripted(PLANE, n_action_samples=3, sample_ascent=ascent, advantage_scaling=scaling)
     states = view.rows
     found = []
     for learner in (still, moving):
@@ -120,8 +121,13 @@ def test_samples_move_along_the_gradient_of_q():
     steps = after.actions - before.actions
     lengths = steps.square().sum(-1).mean(1).sqrt()
     assert (lengths == 0).sum() <= 2  # where no unit of the critic's last layer is active
-    lengths = lengths[lengths > 0]
-    torch.testing.assert_close(lengths, torch.full_like(lengths, distance), rtol=1e-3, atol=1e-6)
+    if scaling == "median":
+        scales = lengths.median()
+    elif scaling == "minibatch":
+        scales = lengths.square().mean().sqrt()
+    else:
+        scales = lengths[lengths > 0]
+    torch.testing.assert_close(scales, torch.full_like(scales, distance), rtol=1e-3, atol=1e-6)
     # A small step raises Q by its length times that of the gradient, by finite differences.
     obs = still.networks.normalize(view.observations(states))
     rises = after.q_values - before.q_values
@@ -133,6 +139,9 @@ def test_samples_move_along_the_gradient_of_q():
             for o, actions in zip(obs, before.actions, strict=True)
         ]
     )
+    flat = gradients.flatten(1).norm(dim=1)
+    ratios = (lengths / flat)[flat > 0]
+    assert (ratios.std() < 1e-3 * ratios.mean()) == (scaling != "state")
     expected = (steps * gradients).sum(-1) * still.critic.q_scale
     assert (expected[steps.any(-1)] > 0).all()
     torch.testing.assert_close(rises, expected, rtol=0.1, atol=1e-3)

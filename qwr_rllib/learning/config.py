@@ -109,7 +109,8 @@ class LearnerConfig:
     ``"pi"`` are clipped to the action range, as the environment executes them."""
     sample_ascent: float = setting(0.0, number(0, 10))
     """Distance that the actor's sampled actions are moved along the gradient of Q before they are
-    weighted, in units of ``action_std`` times the square root of the action's dimension.
+    weighted, in units of ``action_std`` times the square root of the action's dimension. It is the
+    distance in each state, in the median state or over all states, as ``advantage_scaling`` says.
     Continuous actions only; 0, as in the paper, does not move them."""
     margin: int = setting(1, integer(1))
     """T: a target mixes the returns of 1 to T steps."""

@@ -177,7 +177,9 @@ class Learner:
                 assert isinstance(self.actor, GaussianActor)
                 dimension = self.actor.head.out_features
                 distance = config.sample_ascent * self.actor.action_std * math.sqrt(dimension)
-                self._candidates = AscendedActions(self._by_critic, sample, distance)
+                self._candidates = AscendedActions(
+                    self._by_critic, sample, distance, config.advantage_scaling
+                )
 
     @property
     def critic(self) -> Critic:

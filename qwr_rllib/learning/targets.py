@@ -223,32 +223,47 @@ class SampledActions:
 class AscendedActions(SampledActions):
     """Samples that are moved along the gradient of Q, within the action range.
 
-    The ``n`` actions of a state move by ``distance`` on average (root mean square): by more where
-    Q rises more steeply.
+    An action moves by more where Q rises more steeply. The root mean square over a state's actions
+    is ``distance``: in each state, in the median state or over all states.
 
     Args:
         critic: evaluates the actions.
         sample: samples the actions.
         distance: in the policy's action space.
+        scaling: that of the advantages: ``"median"`` for the median state, ``"minibatch"`` for all
+            states, any other for each state.
     """
 
-    def __init__(self, critic: CriticEvaluator, sample: ActionSampler, distance: float) -> None:
+    def __init__(
+        self,
+        critic: CriticEvaluator,
+        sample: ActionSampler,
+        distance: float,
+        scaling: losses.AdvantageScaling = "state",
+    ) -> None:
         super().__init__(critic, sample)
         self._distance = distance
+        self._scaling = scaling
 
     def __call__(
         self, view: View, states: Tensor, features: Tensor | None, returns: Returns
     ) -> Candidates:
         sampled, _ = self._sample.draw(view, states)
         tile = tile_size(view)
-        actions, values = [], []
-        for some, of_some in zip(states.split(tile), sampled.split(tile), strict=True):
-            of_states = self._critic.features(view, some, features)
-            gradient = self._critic.action_gradient(of_states, of_some)
-            length = gradient.square().sum(-1).mean(1).sqrt()[:, None, None].clamp_min(1e-12)
-            actions.append((of_some + self._distance * gradient / length).clamp(-1, 1))
-            values.append(self._critic.q_values(of_states, actions[-1]))
-        return Candidates(torch.cat(values), torch.cat(actions))
+        of_states = [self._critic.features(view, some, features) for some in states.split(tile)]
+
+        def in_tiles(function: Callable[[Tensor, Tensor], Tensor], actions: Tensor) -> Tensor:
+            return torch.cat(list(map(function, of_states, actions.split(tile))))
+
+        gradient = in_tiles(self._critic.action_gradient, sampled)
+        length = gradient.square().sum(-1).mean(1).sqrt()
+        if self._scaling == "median":
+            length = length.median()
+        elif self._scaling == "minibatch":
+            length = length.square().mean().sqrt()
+        step = gradient * (self._distance / length.clamp_min(1e-12)).view(-1, 1, 1)
+        actions = (sampled + step).clamp(-1, 1)
+        return Candidates(in_tiles(self._critic.q_values, actions), actions)
 
 
 class ReplayActionByQ(SampledActions):
