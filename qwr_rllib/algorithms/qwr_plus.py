@@ -16,8 +16,10 @@ class QWRPlusConfig(QWRConfig):
 
         critic i:  E[(Q_i(s, a) - R)^2],  R a 1- to 5-step return that bootstraps from
                    mean_j min_i Q_target_i(s', a'_j),  a'_1..a'_n ~ pi_k(.|s')
-        actor:    -E[sum_j w_j log pi(a_j|s)],  w_j = exp(A(s, a_j) / std_j A(s, a_j)),
+        actor:    -E[sum_j w_j log pi(a_j|s)],  w_j = exp(A(s, a_j) / c),
                    a_j = b_j + d grad_b Q(s, b_j),  b_1..b_n ~ pi_k(.|s)
+
+    with scales c and d that are the same for all states of a minibatch.
 
     ``docs/qwr-plus.md`` explains each part and shows what it is worth.
 

@@ -303,7 +303,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "sample_ascent": 0.3,
         "n_action_samples": 4,
         "action_std": 0.2,
-        "advantage_scaling": "state",
+        "advantage_scaling": "median",
         "backup": "mean",
         "margin": 5,
         "gamma": 0.99,
