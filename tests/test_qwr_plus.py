@@ -15,6 +15,7 @@ def test_its_defaults_differ_from_qwrs_as_the_list_says():
     assert own.keys() == qwr.keys()
     differing = {key: own[key] for key in own if own[key] != qwr[key]}
     assert differing == ALGORITHMS["QWRPlus"]
+    assert not QWRPlusConfig().chosen  # by the user
     assert get_trainable_cls("QWRPlus") is QWRPlus
 
 

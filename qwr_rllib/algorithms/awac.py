@@ -21,10 +21,10 @@ class AWACConfig(QWRConfig):
     as in :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
     """
 
+    _own_defaults = ALGORITHMS["AWAC"]
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AWAC)
-        for name, value in ALGORITHMS["AWAC"].items():
-            setattr(self, name, value)
 
 
 class AWAC(QWR):

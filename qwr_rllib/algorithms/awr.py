@@ -27,10 +27,10 @@ class AWRConfig(QWRConfig):
     :class:`~qwr_rllib.algorithms.qwr.QWRConfig`.
     """
 
+    _own_defaults = ALGORITHMS["AWR"]
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or AWR)
-        for name, value in ALGORITHMS["AWR"].items():
-            setattr(self, name, value)
 
 
 class AWR(QWR):

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -43,6 +43,7 @@ from qwr_rllib.algorithms.unused_keys import MODEL_KEYS, UNUSED, UNUSED_MODEL, r
 from qwr_rllib.envs.atari import ATARI, atari_config, frame_stack_of, require_observation_shape
 from qwr_rllib.envs.spaces import check_actions, fitted, spec_of
 from qwr_rllib.learning.config import (
+    ALGORITHMS,
     MODEL,
     QWRSettings,
     defaults,
@@ -118,13 +119,14 @@ class QWRConfig(AlgorithmConfig):
 
     chosen: frozenset[str] = frozenset()
     """The attributes that the user has set, even if to their defaults."""
+    _own_defaults: ClassVar[dict[str, Any]] = ALGORITHMS["QWR"]
 
     def __init__(self, algo_class: type | None = None) -> None:
         self.exploration_config = {"type": "StochasticSampling"}
         super().__init__(algo_class=algo_class or QWR)
         self.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False)
         self.exploration_config = {"type": "StochasticSampling"}
-        for name, value in _SETTINGS.items():
+        for name, value in (_SETTINGS | self._own_defaults).items():
             setattr(self, name, value)
 
         self.num_env_runners = 1

@@ -27,10 +27,10 @@ class QWRPlusConfig(QWRConfig):
     ``min_sample_timesteps_per_iteration``.
     """
 
+    _own_defaults = ALGORITHMS["QWRPlus"]
+
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or QWRPlus)
-        for name, value in ALGORITHMS["QWRPlus"].items():
-            setattr(self, name, value)
 
 
 class QWRPlus(QWR):
