@@ -107,7 +107,7 @@ def _head(inputs, weight, bias, out):
     for i in range(inputs.shape[0]):
         value = bias[0]
         for c in range(inputs.shape[1]):
-            value += _read(inputs[i, c]) * weight[0, c]
+            value += inputs[i, c] * weight[0, c]
         out[i] = value
 
 
@@ -118,8 +118,8 @@ def _head_backward(gradient, inputs, weight, d_inputs, d_weight, d_bias):
     for i in range(inputs.shape[0]):
         d_bias[0] += gradient[i]
         for c in range(inputs.shape[1]):
-            d_weight[0, c] += gradient[i] * _read(inputs[i, c])
-            d_inputs[i, c] = _write(gradient[i] * weight[0, c], d_inputs)
+            d_weight[0, c] += gradient[i] * inputs[i, c]
+            d_inputs[i, c] = gradient[i] * weight[0, c]
 
 
 @_compiled
@@ -154,10 +154,11 @@ class _Memory:
         rows: r.
         width: h.
         dtype: of the matrix products.
-        last: whether no product takes the outputs.
+        last: whether the head takes the outputs.
     """
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype, last: bool) -> None:
+        # The head takes float32.
         self.outputs = torch.empty(rows, width, dtype=torch.float32 if last else dtype)
         self.gradient = torch.empty(rows, width, dtype=dtype)
         self.output_bits, self.gradient_bits = _bits(self.outputs), _bits(self.gradient)
