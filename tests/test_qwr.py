@@ -879,7 +879,8 @@ def test_the_documented_settings_are_the_code_s(monkeypatch):
     assert settings_table.tables() in settings_table.PAGE.read_text(), (
         "run: python scripts/settings_table.py"
     )
-    assert "| `replay_capacity` | `5000`; AWR `50000` | `int` |" in settings_table.tables()
+    row = "| `replay_capacity` | `5000`; AWR `50000`; QWRPlus `100000` | `int` |"
+    assert row in settings_table.tables()
     monkeypatch.delitem(settings_table.GROUPS, "Data")
     with pytest.raises(KeyError, match="max_refused_fraction"):
         settings_table.tables()
