@@ -21,7 +21,7 @@ class QWRPlusConfig(QWRConfig):
 
     with scales c and d that are the same for all states of a minibatch.
 
-    ``docs/qwr-plus.md`` explains each part and shows what it is worth.
+    ``docs/qwr-plus.md`` explains each part.
 
     A result is of 1000 environment steps or more, which are several iterations: RLlib's
     ``min_sample_timesteps_per_iteration``.
