@@ -3,6 +3,8 @@
     python benchmarks/learner.py --rows 10000 --rows 50000 --out benchmarks/results/learner.json
     python benchmarks/learner.py --task atari --rows 20000 --steps 100 \
         --out benchmarks/results/learner-atari.json
+    python benchmarks/learner.py --task qwr-plus --rows 20000 --steps 300 \
+        --out benchmarks/results/learner-qwr-plus.json
     python benchmarks/learner.py --device cuda --rows 10000 --steps 3000 --turns 2 \
         --out benchmarks/results/learner-gpu.json
     python benchmarks/learner.py --device cuda --task atari --rows 20000 --steps 300 --turns 2 \
@@ -20,6 +22,9 @@ MALLOC_TRIM_THRESHOLD_=4000000000`` have this effect on both sides.)
 The plain loop is a straightforward PyTorch version: autograd, ``torch.optim.Adam``,
 ``clip_grad_norm_``, and targets and weights computed for each minibatch when it is drawn. It does
 share the critic's features of a state among all n actions.
+
+QWRPlus has no plain loop. Its learner with autograd's gradients (``compile: false``) is held
+against the learner as it is, and with products in bfloat16.
 """
 
 from __future__ import annotations
@@ -40,9 +45,9 @@ import numpy as np
 import torch
 
 from qwr_rllib.learning import losses
-from qwr_rllib.learning.config import LearnerConfig
+from qwr_rllib.learning.config import LearnerConfig, defaults_of, learner_config
 from qwr_rllib.learning.learner import Learner
-from qwr_rllib.learning.networks import ImageEncoder, QWRNetworks
+from qwr_rllib.learning.networks import ImageEncoder, QWRNetworks, networks_of
 from qwr_rllib.replay.fragments import Fragment
 from qwr_rllib.replay.replica import ReplayView
 from qwr_rllib.replay.storage import ReplayStorage
@@ -52,6 +57,7 @@ TASKS = {
     "walker": Spec((17,), "float32", 6, discrete=False),
     # Pong: stacks of four frames, six actions.
     "atari": Spec((4, 84, 84), "uint8", 6, discrete=True, frame_stack=4),
+    "qwr-plus": Spec((17,), "float32", 6, discrete=False),
 }
 EPISODE = 1000
 WHAT = ("critic updates/s", "actor updates/s", "updates/s")
@@ -163,9 +169,15 @@ class PlainLoop:
 
 
 PLAIN = "plain loop"
-# Forms of the learner, by the device's type.
+AUTOGRAD = "autograd"
+# Forms of the learner, by the device's type or the task.
 FORMS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {"learner": {}, "bfloat16": {"image_precision": "bfloat16"}},
+    "qwr-plus": {
+        AUTOGRAD: {"compile": False},
+        "learner": {},
+        "bfloat16": {"critic_precision": "bfloat16"},
+    },
     "cuda": {
         "eager": {"compile": False, "cuda_graphs": False},
         "compiled": {"compile": True, "cuda_graphs": False},
@@ -191,16 +203,19 @@ def process(name: str, *arguments: Any) -> ProcessPoolExecutor:
 def start(name: str, task: str, rows: int, steps: int, device: str, threads: int) -> None:
     """Builds this process's side and its rows."""
     global side, view
-    config = replace(LearnerConfig(), n_critic_steps=steps, n_actor_steps=steps)
+    settings = defaults_of("QWRPlus" if task == "qwr-plus" else "QWR")
+    settings |= {"n_critic_steps": steps, "n_actor_steps": steps}
+    config = learner_config(settings)
     view = filled_view(TASKS[task], rows, seed=0, device=device)
     torch.manual_seed(0)
-    networks = QWRNetworks(TASKS[task]).to(device)
+    networks = networks_of(TASKS[task], settings).to(device)
     if name == PLAIN:
         # PyTorch's own layers, on images in [0, 1].
         ImageEncoder.forward = torch.nn.Sequential.forward  # type: ignore[method-assign]
         side = PlainLoop(networks, config, seed=0)
     else:
-        side = Learner(networks, replace(config, **FORMS[device][name]), seed=0)
+        forms = FORMS.get(task, FORMS[device])
+        side = Learner(networks, replace(config, **forms[name]), seed=0)
         if device == "cpu" and not TASKS[task].image:
             side.threads = threads
             threads = 1
@@ -224,7 +239,7 @@ def turn() -> dict[str, float]:
 @click.option("--rows", multiple=True, type=int, default=(10_000, 50_000), show_default=True)
 @click.option("--steps", default=1000, show_default=True, help="Of each phase, in each turn.")
 @click.option("--turns", default=3, show_default=True)
-@click.option("--device", type=click.Choice(list(FORMS)), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False), help="Writes the results as JSON.")
 def main(
@@ -236,14 +251,20 @@ def main(
     threads: int,
     out: str | None,
 ) -> None:
-    forms = [name for name in FORMS[device] if TASKS[task].image or name != "bfloat16"]
+    if task == "qwr-plus":
+        if device != "cpu":
+            raise click.UsageError("--task qwr-plus compares gradients on a CPU")
+        base, *forms = FORMS[task]
+    else:
+        base = PLAIN
+        forms = [name for name in FORMS[device] if TASKS[task].image or name != "bfloat16"]
     results = []
     for count in rows:
         seconds: dict[tuple[str, str], list[float]] = {}
         with ExitStack() as stack:
             sides = {
                 name: stack.enter_context(process(name, task, count, steps, device, threads))
-                for name in (PLAIN, *forms)
+                for name in (base, *forms)
             }
             # A first turn of all sides at once, for compilation.
             wait([side.submit(turn) for side in sides.values()])
@@ -259,8 +280,8 @@ def main(
             row[f"{name}: actor updates/s"] = steps / np.median(actor)
             row[f"{name}: updates/s"] = 2 * steps / np.median(critic + actor)
         for name, what in itertools.product(forms, WHAT):
-            ratio = "ratio" if device == "cpu" else f"{name}, ratio"
-            row[f"{ratio}: {what}"] = row[f"{name}: {what}"] / row[f"{PLAIN}: {what}"]
+            ratio = "ratio" if device == "cpu" and task != "qwr-plus" else f"{name}, ratio"
+            row[f"{ratio}: {what}"] = row[f"{name}: {what}"] / row[f"{base}: {what}"]
         results.append(row)
         click.echo("\n".join(f"{key:32s} {value:10.2f}" for key, value in row.items()) + "\n")
     if out:
