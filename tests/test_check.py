@@ -210,7 +210,7 @@ def test_episodes_are_held_against_the_settings():
     config = {"n_interactions": 500, "margin": 3}
     code, output = check(Long, "--config", json.dumps(config))
     assert code == 0
-    assert "an episode can be longer than an iteration (n_interactions 500)" in output
+    assert "an episode can be longer than an iteration (500 steps)" in output
     code, output = check(Fit, "--algo", "AWR", "--steps", 40)
     assert code == 0
     assert "AWR on checked" in output

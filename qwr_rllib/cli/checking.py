@@ -31,6 +31,7 @@ from qwr_rllib.cli.experiments import load_user_modules, make_env, read_file, re
 from qwr_rllib.cli.user_modules import UserModules
 from qwr_rllib.envs.atari import frame_stack_of, require_observation_shape
 from qwr_rllib.envs.spaces import fitted, is_flattened, one_line, spec_of
+from qwr_rllib.learning.config import steps_per_result
 from qwr_rllib.learning.networks import IMAGE_NETWORKS, channels_first, networks_of
 from qwr_rllib.replay.layout import memory_bytes
 from qwr_rllib.specs import Spec
@@ -273,7 +274,7 @@ def _describe_play(
     """Describes the observed play and what the settings mean for it."""
     if not played.rewards:
         return
-    steps, interactions = len(played.rewards), config.n_interactions
+    steps, interactions = len(played.rewards), steps_per_result(config)
     limit = _time_limit(env)
     lengths = played.lengths
     if lengths:
@@ -294,7 +295,7 @@ def _describe_play(
         )
     elif max(longest, 0 if lengths else limit or 0) > interactions:
         findings.notes.append(
-            f"an episode can be longer than an iteration (n_interactions {interactions}): "
+            f"an episode can be longer than an iteration ({interactions} steps): "
             "iterations will pass without a return"
         )
     if lengths and np.mean(lengths) < config.margin:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -337,8 +337,8 @@ def defaults_of(algorithm: str) -> dict[str, Any]:
     }
 
 
-def steps_per_result(config: Mapping[str, Any]) -> int:
-    """Returns the environment steps of a result.
+def steps_per_result(config: Any) -> int:
+    """Returns the environment steps of a result, of a ``QWRConfig`` or its dict.
 
     These are ``n_interactions``, times the iterations of a result: RLlib's
     ``min_sample_timesteps_per_iteration`` asks for several.
