@@ -9,9 +9,9 @@
 A cell is a variant of the algorithm, a task and a seed. It runs ``rllib train`` with its own Ray on
 one CPU, for 100K interactions. Cells with results in ``--results`` are done, on whichever machine
 they ran. Ctrl-C and SIGTERM stop the running cells too. A stopped cell resumes from its last
-checkpoint below ``--storage-path``. Each seed
-runs on every task before the next seed. Before anything starts, the script prints which cells are
-done, which are missing and about how long they will take; ``--dry-run`` stops there.
+checkpoint below ``--storage-path``. Each seed runs on every task before the next seed. Before
+anything starts, the script prints which cells are done, which are missing and about how long they
+will take; ``--dry-run`` stops there.
 
 The cells of Figure 2 train on 50 episodes of policies that come with the package. The script
 records data sets that are missing: it needs ``pip install -e '.[offline]'``.

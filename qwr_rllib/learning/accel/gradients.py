@@ -105,13 +105,13 @@ def gate_kernel(
         isinstance(critic, QCritic)
         and isinstance(critic.embed, nn.Linear)
         and critic.embed.weight.device.type == "cpu"
-        and compiled_kernels()
+        and (compiled := compiled_kernels())
     ):
         return None
     if isinstance(critic, JointCritic):
         return import_module("qwr_rllib.learning.accel.joint").JointKernel(critic, into)
     if isinstance(critic, GatedCritic) and isinstance(critic.post, nn.Identity):
-        return import_module("qwr_rllib.learning.accel.kernels").GateKernel(critic, into)
+        return compiled.GateKernel(critic, into)
     return None
 
 

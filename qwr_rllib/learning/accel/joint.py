@@ -10,7 +10,7 @@ Shapes: ``k`` states, ``n`` actions of each, ``r`` of k * n rows, ``d`` dimensio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -202,10 +202,7 @@ class JointKernel:
     def q_values(self, features: Tensor, actions: Tensor) -> Tensor:
         """Computes :meth:`JointCritic.q_values`, ``(k, h)`` and ``(k, n, d)`` to ``(k, n)``."""
         values = features.new_empty(actions.shape[:2])
-        tile = max(1, TILE_ROWS // actions.shape[1])
-        for of_states, some, into in zip(
-            features.split(tile), actions.split(tile), values.split(tile), strict=True
-        ):
+        for of_states, some, into in _tiles(features, actions, values):
             self._forward(of_states, some, False, into.view(-1))
         return values.mul_(self._q_scale)
 
@@ -213,10 +210,7 @@ class JointKernel:
     def action_gradient(self, features: Tensor, actions: Tensor) -> Tensor:
         """Computes :meth:`JointCritic.action_gradient`, ``(k, n, d)``."""
         gradient = torch.empty_like(actions)
-        tile = max(1, TILE_ROWS // actions.shape[1])
-        for of_states, some, into in zip(
-            features.split(tile), actions.split(tile), gradient.split(tile), strict=True
-        ):
+        for of_states, some, into in _tiles(features, actions, gradient):
             values = some.new_empty(some.shape[0] * some.shape[1])
             self._forward(of_states, some, True, values)
             by_embedded = self._backward(values.fill_(self._q_scale), False)
@@ -286,6 +280,12 @@ class JointKernel:
             _bits(by_outputs), memory.normed_bits, memory.rstds, scale, shift, _bits(by_inputs),
             *self._d_norms[i],
         )  # fmt: skip
+
+
+def _tiles(features: Tensor, actions: Tensor, into: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Splits arguments of a first axis of k into tiles of at most ``TILE_ROWS`` actions."""
+    tile = max(1, TILE_ROWS // actions.shape[1])
+    return zip(features.split(tile), actions.split(tile), into.split(tile), strict=True)
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
